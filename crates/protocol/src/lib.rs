@@ -1,1 +1,49 @@
-//! Placeholder.
+//! The wire between a sandbox's host side and the agent in its guest.
+//!
+//! Bytes in, values out: this crate does no I/O, keeps no clock and knows no runtime. The guest end
+//! lives in `crates/agent`, the host end and the relay in `crates/runtime`. The byte layout is
+//! documented in `docs/formats/protocol.md`.
+//!
+//! ```text
+//!  frame   len u32 LE | stream u32 LE | kind u8 | flags u8 | body      (frame)
+//!  kinds   control: one postcard struct     bulk: the bytes themselves (kind, message)
+//!  order   Hello -> Hello, Bootstrap -> Ready -> Exec ... Shutdown -> Stopped
+//!  credit  a receiver says how many bulk bytes it takes; nobody sends more (credit)
+//! ```
+#![forbid(unsafe_code)]
+
+mod boot;
+mod code;
+mod control;
+mod credit;
+mod error;
+mod exec;
+mod frame;
+mod hello;
+mod kind;
+mod message;
+
+pub use boot::{
+    BootFailed, BootStage, BootTimings, Bootstrap, Disk, ExecDefaults, Ready, Root, Timestamp,
+    Upper,
+};
+pub use control::{Credit, Kill, Ping, Pong, Shutdown, Stop, Stopped, Unsupported, Welcome};
+pub use credit::{ReceiveWindow, SendWindow, WindowExceeded};
+pub use error::Error;
+pub use exec::{
+    Exec, ExecExited, ExecFailed, ExecFailure, ExecStarted, ExitStatus, Program, Resize, Rlimit,
+    RlimitResource, Signal, StdinClosed, StdinMode, TerminalSize, Usage,
+};
+pub use frame::{
+    DEFAULT_WINDOW_BYTES, FLAG_END, Frame, FrameDecoder, HEADER_LEN, MAX_BODY_LEN, MAX_BULK_LEN,
+    MAX_FRAME_LEN, StreamId,
+};
+pub use hello::{GENERATION, GENERATION_OLDEST, Hello, negotiate};
+pub use kind::Kind;
+pub use message::Message;
+
+/// Name of the virtio-console port that carries this protocol.
+///
+/// The guest finds the port by this name in `/sys/class/virtio-ports/*/name`
+/// (`drivers/char/virtio_console.c`), whatever its number is.
+pub const PORT_NAME: &str = "agent";

@@ -1,0 +1,68 @@
+//! Control of the link and of streams: small bodies that never wait behind bulk data.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Ready, StreamId};
+
+/// End every session (TERM, then KILL after the grace), sync, remount read-only, power off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shutdown {
+    /// Time between TERM and KILL, milliseconds.
+    pub grace_ms: u32,
+}
+
+/// Everything written is on the disks. Nothing follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopped {}
+
+/// Answer with the same token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ping {
+    /// Any number.
+    pub token: u64,
+}
+
+/// The answer to [`Ping`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pong {
+    /// The number asked with.
+    pub token: u64,
+}
+
+/// The receiver does not know that kind and skipped the frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unsupported {
+    /// Kind byte of the skipped frame.
+    pub kind: u8,
+}
+
+/// The sender of this takes that many more bulk bytes on this stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credit {
+    /// Bytes, added to what is left.
+    pub bytes: u32,
+}
+
+/// Kill the command with all its descendants and forget the stream; nothing more is answered on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kill {}
+
+/// What the relay tells a client that connects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// First stream id that is this client's.
+    pub first_stream: StreamId,
+    /// How many ids follow it, itself counted.
+    pub stream_count: u32,
+    /// What the guest said when it became ready.
+    pub ready: Ready,
+}
+
+/// End the sandbox: in order within the grace, by force after it.
+///
+/// The link closes once `exit.json` says how it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// Time for an orderly end, milliseconds; 0 kills at once.
+    pub timeout_ms: u32,
+}
