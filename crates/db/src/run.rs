@@ -1,0 +1,105 @@
+//! Runs: how each ended, kept also when the sandbox is gone.
+
+use std::time::SystemTime;
+
+use sea_orm::sea_query::OnConflict;
+use sea_orm::{
+    ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QueryTrait, Set,
+};
+
+use crate::catalogue::Catalogue;
+use crate::entity::{run, sandbox};
+use crate::error::Result;
+use crate::sandbox::SandboxId;
+use crate::timestamp::{from_ms, to_ms};
+
+/// A run that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Name the sandbox had.
+    pub sandbox_name: String,
+    /// The sandbox; `None` once it has been removed.
+    pub sandbox_id: Option<SandboxId>,
+    /// When the run began, to the millisecond.
+    pub started_at: SystemTime,
+    /// When it ended, to the millisecond.
+    pub ended_at: SystemTime,
+    /// Why it ended: the stable name of an exit reason.
+    pub reason: String,
+    /// Exit code, if the run ended by exiting.
+    pub exit_code: Option<i32>,
+    /// Signal, if the run ended by one.
+    pub exit_signal: Option<i32>,
+    /// The whole exit record as JSON; stored as it is, never looked into.
+    pub detail_json: String,
+}
+
+impl Catalogue {
+    /// Keeps how a run ended. Says whether that was news: the same run (same name, same start),
+    /// found by several processes, is kept once, as the first of them told it.
+    ///
+    /// A sandbox that has been removed meanwhile is left out of the record.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub async fn record_run(&self, run: &Run) -> Result<bool> {
+        let failed = |error| self.cannot_write("run", error);
+        let transaction = self.begin_write("run").await?;
+        let sandbox_id = match run.sandbox_id {
+            None => None,
+            Some(id) => sandbox::Entity::find_by_id(id.number())
+                .one(&transaction)
+                .await
+                .map_err(failed)?
+                .map(|sandbox| sandbox.id),
+        };
+        let row = run::ActiveModel {
+            sandbox_name: Set(run.sandbox_name.clone()),
+            sandbox_id: Set(sandbox_id),
+            started_at_ms: Set(to_ms(run.started_at)),
+            ended_at_ms: Set(to_ms(run.ended_at)),
+            reason: Set(run.reason.clone()),
+            exit_code: Set(run.exit_code),
+            exit_signal: Set(run.exit_signal),
+            detail_json: Set(run.detail_json.clone()),
+            ..run::ActiveModel::default()
+        };
+        let same_run = OnConflict::columns([run::Column::SandboxName, run::Column::StartedAtMs]);
+        let added = run::Entity::insert(row)
+            .on_conflict(same_run.to_owned().do_nothing().to_owned())
+            .exec_without_returning(&transaction)
+            .await
+            .map_err(failed)?;
+        transaction.commit().await.map_err(failed)?;
+        Ok(added > 0)
+    }
+
+    /// The runs of sandboxes of that name, latest first, also of removed ones.
+    ///
+    /// # Errors
+    /// [`Error::Read`], and those of [`Catalogue::open_existing`].
+    pub async fn runs(&self, name: &str) -> Result<Vec<Run>> {
+        let query = run::Entity::find()
+            .filter(run::Column::SandboxName.eq(name))
+            .order_by_desc(run::Column::StartedAtMs)
+            .into_query();
+        let rows = self.read("runs", &query).await?;
+        let runs = rows.iter().map(|row| run::Model::from_query_result(row, "").map(Run::new));
+        runs.collect::<Result<_, _>>().map_err(|error| self.cannot_read("runs", error))
+    }
+}
+
+impl Run {
+    fn new(row: run::Model) -> Self {
+        Self {
+            sandbox_name: row.sandbox_name,
+            sandbox_id: row.sandbox_id.map(SandboxId::from_number),
+            started_at: from_ms(row.started_at_ms),
+            ended_at: from_ms(row.ended_at_ms),
+            reason: row.reason,
+            exit_code: row.exit_code,
+            exit_signal: row.exit_signal,
+            detail_json: row.detail_json,
+        }
+    }
+}
