@@ -1,1 +1,37 @@
-//! Placeholder.
+//! Sandbox processes on the host: supervisor, relay, VMM drivers.
+//!
+//! One sandbox is two processes of this crate. The facade starts the first and talks to it:
+//!
+//! ```text
+//!  launch ──socket──▶ supervisor ──socket──▶ vmm (libkrun here, or execs QEMU)
+//!    │  config, lock     │  lock, records, console log        │ virtio-console port
+//!    └─ client ─agent.sock─ relay ───────────── frames ───────▶ agent in the guest
+//! ```
+//!
+//! Configuration and descriptors travel over the inherited socket, never in argv or environment.
+//! Nothing here knows of images, databases or names outside one sandbox's directory.
+
+mod client;
+mod error;
+mod handover;
+mod launch;
+mod link;
+mod lock;
+mod record;
+mod role;
+mod sandbox_dir;
+mod supervisor;
+mod sys;
+mod vmm;
+
+pub use client::{AgentClient, ExecStream, ExecUpdate, StdinWriter};
+pub use error::{Error, Result};
+pub use launch::{Guest, LaunchConfig, Launched, Owner, launch};
+pub use lock::SandboxLock;
+pub use record::{BootStep, BootTimes, EndReason, ExitRecord, RunRecord, VmmExit};
+pub use role::{Program, init, own_program};
+pub use sandbox_dir::SandboxDir;
+pub use vmm::{
+    Accel, Capabilities, Driver, KvmProbe, SelectedVmm, VmmChoice, VmmKind, find_qemu, probe_kvm,
+    select_vmm,
+};

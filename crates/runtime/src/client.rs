@@ -1,0 +1,386 @@
+//! The client end of a sandbox's relay: one connection, many commands.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    os::unix::net::UnixStream as StdUnixStream,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use microsandbox_protocol::{
+    Credit, Exec, ExecExited, ExecFailed, ExecStarted, Frame, Kill, Kind, MAX_BODY_LEN,
+    MAX_BULK_LEN, Message, Program, Ready, ReceiveWindow, Resize, SendWindow, Signal, Stop,
+    StreamId, TerminalSize, Welcome,
+};
+use tokio::{
+    net::UnixStream,
+    sync::{Notify, mpsc, watch},
+};
+
+use crate::{
+    Error, Result, SandboxDir,
+    link::{FrameReader, FrameSender},
+};
+
+/// A connection to a running sandbox. Cheap to clone; all clones share it.
+#[derive(Debug, Clone)]
+pub struct AgentClient {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    welcome: Welcome,
+    sender: FrameSender,
+    streams: Mutex<HashMap<StreamId, Arc<StreamState>>>,
+    next_stream: AtomicU32,
+    open: watch::Receiver<bool>,
+}
+
+/// What the reader of the connection shares with the holder of a stream.
+#[derive(Debug)]
+struct StreamState {
+    updates: mpsc::UnboundedSender<Frame>,
+    stdin: Mutex<SendWindow>,
+    stdin_closed: AtomicBool,
+    stdin_changed: Notify,
+}
+
+impl StreamState {
+    fn new(updates: mpsc::UnboundedSender<Frame>) -> Self {
+        // The agent opens the window when the command has started.
+        let stdin = Mutex::new(SendWindow::new(0));
+        Self { updates, stdin, stdin_closed: AtomicBool::new(false), stdin_changed: Notify::new() }
+    }
+
+    fn window(&self) -> MutexGuard<'_, SendWindow> {
+        self.stdin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn grant(&self, bytes: u32) {
+        self.window().grant(bytes);
+        self.stdin_changed.notify_waiters();
+    }
+
+    fn close_stdin(&self) {
+        self.stdin_closed.store(true, Ordering::Release);
+        self.stdin_changed.notify_waiters();
+    }
+}
+
+impl AgentClient {
+    /// Connects to the relay in `dir` and hears its welcome.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] when nobody listens, [`Error::Protocol`] when somebody else does.
+    pub async fn connect(dir: &SandboxDir) -> Result<Self> {
+        let path = dir.socket_path();
+        let connect = || {
+            let (_held_open, short) = dir.short_socket_path()?;
+            let socket = StdUnixStream::connect(short)?;
+            socket.set_nonblocking(true)?;
+            UnixStream::from_std(socket)
+        };
+        let socket = connect().map_err(|source| Error::Connect { path, source })?;
+        let (input, output) = socket.into_split();
+        let mut reader = FrameReader::new(input, "relay");
+        let first = reader.next().await?.ok_or(Error::Closed { during: "the relay's welcome" })?;
+        let welcome = Welcome::from_frame(&first)
+            .map_err(|source| Error::Protocol { peer: "relay", source })?;
+        let (opened, open) = watch::channel(true);
+        let shared = Arc::new(Shared {
+            next_stream: AtomicU32::new(0),
+            welcome,
+            sender: FrameSender::start(output),
+            streams: Mutex::default(),
+            open,
+        });
+        tokio::spawn(dispatch(reader, Arc::downgrade(&shared), opened));
+        Ok(Self { shared })
+    }
+
+    /// What the guest said when it became ready.
+    pub fn ready(&self) -> &Ready {
+        &self.shared.welcome.ready
+    }
+
+    /// Runs a command; its output comes through the stream.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`] before anything is sent; [`Error::Closed`] when the sandbox has ended.
+    pub fn exec(&self, exec: &Exec) -> Result<ExecStream> {
+        if !exec.fits() {
+            return Err(Error::TooLong { limit: MAX_BODY_LEN });
+        }
+        if !*self.shared.open.borrow() {
+            return Err(Error::Closed { during: "the start of a command" });
+        }
+        let (updates, received) = mpsc::unbounded_channel();
+        let state = Arc::new(StreamState::new(updates));
+        let id = self.shared.claim_stream(&state);
+        self.shared.sender.send(exec.to_frame(id));
+        Ok(ExecStream {
+            id,
+            program: match &exec.program {
+                Program::Path(path) => path.clone(),
+                Program::SelfTest => "self test".into(),
+            },
+            client: self.clone(),
+            state,
+            received,
+            window: ReceiveWindow::new(exec.window),
+            ended: false,
+        })
+    }
+
+    /// Asks the supervisor to end the sandbox: in order within `timeout`, by force after it. Zero
+    /// kills at once.
+    pub fn stop(&self, timeout: Duration) {
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        self.shared.sender.send(Stop { timeout_ms }.to_frame(0));
+    }
+
+    /// Waits until the supervisor has closed the link, which it does when the sandbox has ended.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn closed(&self) {
+        let mut open = self.shared.open.clone();
+        // An error means that the sender is gone, and with it the connection.
+        let _gone = open.wait_for(|open| !open).await;
+    }
+}
+
+impl Shared {
+    fn streams(&self) -> MutexGuard<'_, HashMap<StreamId, Arc<StreamState>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn claim_stream(&self, state: &Arc<StreamState>) -> StreamId {
+        let mut streams = self.streams();
+        loop {
+            let turn = self.next_stream.fetch_add(1, Ordering::Relaxed);
+            let id = self.welcome.first_stream + turn % self.welcome.stream_count.max(1);
+            if let Entry::Vacant(free) = streams.entry(id) {
+                free.insert(Arc::clone(state));
+                return id;
+            }
+        }
+    }
+}
+
+/// Hands arriving frames to their streams until the link closes.
+async fn dispatch(
+    mut reader: FrameReader<tokio::net::unix::OwnedReadHalf>,
+    shared: std::sync::Weak<Shared>,
+    open: watch::Sender<bool>,
+) {
+    loop {
+        let frame = match reader.next().await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => break,
+            Err(error) => {
+                tracing::debug!(%error, "relay link broke");
+                break;
+            }
+        };
+        let Some(shared) = shared.upgrade() else { break };
+        let mut streams = shared.streams();
+        let Some(state) = streams.get(&frame.stream).cloned() else { continue };
+        match Kind::from_byte(frame.kind) {
+            Some(Kind::Credit) => {
+                if let Ok(credit) = Credit::from_frame(&frame) {
+                    state.grant(credit.bytes);
+                }
+                continue;
+            }
+            Some(Kind::ExecStarted) => {
+                if let Ok(started) = ExecStarted::from_frame(&frame) {
+                    state.grant(started.window);
+                }
+            }
+            Some(Kind::StdinClosed) => state.close_stdin(),
+            Some(Kind::ExecExited | Kind::ExecFailed) => {
+                streams.remove(&frame.stream);
+                state.close_stdin();
+            }
+            _ => {}
+        }
+        drop(streams);
+        // The holder of the stream may have dropped it; then nobody wants the frame.
+        let _unwanted = state.updates.send(frame);
+    }
+    let _nobody_waits = open.send(false);
+    if let Some(shared) = shared.upgrade() {
+        for (_, state) in shared.streams().drain() {
+            state.close_stdin();
+        }
+    }
+}
+
+/// One command's stream.
+///
+/// Dropping it before the command has ended kills the command and all its descendants.
+#[derive(Debug)]
+pub struct ExecStream {
+    id: StreamId,
+    program: String,
+    client: AgentClient,
+    state: Arc<StreamState>,
+    received: mpsc::UnboundedReceiver<Frame>,
+    window: ReceiveWindow,
+    ended: bool,
+}
+
+/// What happens to a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecUpdate {
+    /// It runs.
+    Started {
+        /// Process id in the guest.
+        pid: u32,
+    },
+    /// It wrote to standard output or its terminal.
+    Stdout(Bytes),
+    /// It wrote to standard error.
+    Stderr(Bytes),
+    /// It has ended; nothing follows.
+    Exited(ExecExited),
+}
+
+impl ExecStream {
+    /// Number of the stream on the link.
+    pub fn id(&self) -> StreamId {
+        self.id
+    }
+
+    /// What happens next; `None` once the command has ended.
+    ///
+    /// Taking output is what lets the command write more: one that is not taken stops its writer in
+    /// the guest.
+    ///
+    /// # Errors
+    /// [`Error::Exec`] when the command could not be started, [`Error::Closed`] when the sandbox
+    /// ended first.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn next(&mut self) -> Result<Option<ExecUpdate>> {
+        while !self.ended {
+            let Some(frame) = self.received.recv().await else {
+                self.ended = true;
+                return Err(Error::Closed { during: "a command" });
+            };
+            if let Some(update) = self.interpret(frame)? {
+                return Ok(Some(update));
+            }
+        }
+        Ok(None)
+    }
+
+    fn interpret(&mut self, frame: Frame) -> Result<Option<ExecUpdate>> {
+        let malformed = |source| Error::Protocol { peer: "agent", source };
+        Ok(Some(match Kind::from_byte(frame.kind) {
+            Some(Kind::ExecStarted) => {
+                let started = ExecStarted::from_frame(&frame).map_err(malformed)?;
+                ExecUpdate::Started { pid: started.pid }
+            }
+            Some(Kind::Stdout) => ExecUpdate::Stdout(self.take(frame.body)),
+            Some(Kind::Stderr) => ExecUpdate::Stderr(self.take(frame.body)),
+            Some(Kind::ExecExited) => {
+                self.ended = true;
+                ExecUpdate::Exited(ExecExited::from_frame(&frame).map_err(malformed)?)
+            }
+            Some(Kind::ExecFailed) => {
+                self.ended = true;
+                let failed = ExecFailed::from_frame(&frame).map_err(malformed)?;
+                return Err(Error::Exec { program: self.program.clone(), failed });
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    fn take(&mut self, bytes: Bytes) -> Bytes {
+        if let Some(bytes) = self.window.consume(bytes.len()) {
+            self.client.shared.sender.send(Credit { bytes }.to_frame(self.id));
+        }
+        bytes
+    }
+
+    /// The way into the command's standard input.
+    pub fn stdin(&self) -> StdinWriter {
+        StdinWriter { id: self.id, client: self.client.clone(), state: Arc::clone(&self.state) }
+    }
+
+    /// Sends a signal to the command's process group.
+    pub fn signal(&self, signal: i32) {
+        self.client.shared.sender.send(Signal { signal }.to_frame(self.id));
+    }
+
+    /// Tells the command's terminal its new size.
+    pub fn resize(&self, size: TerminalSize) {
+        self.client.shared.sender.send(Resize { size }.to_frame(self.id));
+    }
+}
+
+impl Drop for ExecStream {
+    fn drop(&mut self) {
+        if !self.ended && self.client.shared.streams().remove(&self.id).is_some() {
+            self.client.shared.sender.send(Kill {}.to_frame(self.id));
+        }
+    }
+}
+
+/// Writes to a command's standard input, no faster than the command reads.
+#[derive(Debug, Clone)]
+pub struct StdinWriter {
+    id: StreamId,
+    client: AgentClient,
+    state: Arc<StreamState>,
+}
+
+impl StdinWriter {
+    /// Writes all of `bytes`; waits while the command does not read.
+    ///
+    /// Gives `false` when the command takes no more input, as a broken pipe would.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: how much was written is lost.
+    pub async fn write(&self, mut bytes: Bytes) -> bool {
+        while !bytes.is_empty() {
+            let changed = self.state.stdin_changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.is_closed() {
+                return false;
+            }
+            let piece = {
+                let mut window = self.state.window();
+                let len = window.allowed(bytes.len().min(MAX_BULK_LEN));
+                window.spend(len).expect("no more than is allowed");
+                bytes.split_to(len)
+            };
+            if piece.is_empty() {
+                changed.await;
+            } else {
+                self.client.shared.sender.send(Frame::bulk(self.id, Kind::Stdin, piece));
+            }
+        }
+        !self.is_closed()
+    }
+
+    /// Closes the command's standard input: it reads end of file.
+    pub fn close(&self) {
+        if !self.is_closed() {
+            self.client.shared.sender.send(Frame::end(self.id, Kind::Stdin));
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.state.stdin_closed.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,148 @@
+//! What can go wrong between the facade and a running guest.
+
+use std::{io, path::PathBuf};
+
+use microsandbox_protocol::ExecFailed;
+
+use crate::{ExitRecord, VmmKind};
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why an operation on a sandbox's processes stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The sandbox ended before it took commands; `exit.json` holds the same record.
+    #[error("boot sandbox {name:?}: {}", record.reason)]
+    Boot {
+        /// Name of the sandbox.
+        name: String,
+        /// How it ended.
+        record: Box<ExitRecord>,
+    },
+    /// The link to a sandbox closed while an answer was due.
+    #[error("hear from the sandbox: its link closed during {during}")]
+    Closed {
+        /// What was waited for.
+        during: &'static str,
+    },
+    /// The sandbox's socket could not be reached.
+    #[error("connect to the sandbox at {}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel reported.
+        #[source]
+        source: io::Error,
+    },
+    /// A command could not be started in the guest.
+    #[error("start {program:?} in the guest: {:?} on {:?} (errno {})", failed.failure, failed.object, failed.errno)]
+    Exec {
+        /// The program that was asked for.
+        program: String,
+        /// What the agent reported.
+        failed: ExecFailed,
+    },
+    /// A file of the sandbox could not be read or written.
+    #[error("{action} {}", path.display())]
+    File {
+        /// Verb of the failed operation.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the kernel reported.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process holds the sandbox.
+    #[error("lock {}: another process holds it", path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The guest kernel or its initial root is not there.
+    #[error("find the guest {what} at {}", path.display())]
+    MissingGuest {
+        /// `kernel` or `initramfs`.
+        what: &'static str,
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The program that supervises sandboxes could not be started.
+    #[error("start the supervisor {}", program.display())]
+    Program {
+        /// The program.
+        program: PathBuf,
+        /// What the kernel reported.
+        #[source]
+        source: io::Error,
+    },
+    /// The peer on a link does not speak the protocol.
+    #[error("speak with the {peer}")]
+    Protocol {
+        /// Who is at the other end.
+        peer: &'static str,
+        /// What it got wrong.
+        #[source]
+        source: microsandbox_protocol::Error,
+    },
+    /// The command's arguments and environment do not fit one frame.
+    #[error("send the command: arguments and environment exceed {limit} bytes")]
+    TooLong {
+        /// Most bytes they may take.
+        limit: usize,
+    },
+    /// A system call failed that has no file or peer of its own.
+    #[error("{action}")]
+    System {
+        /// What was attempted.
+        action: &'static str,
+        /// What the kernel reported.
+        #[source]
+        source: io::Error,
+    },
+    /// The wanted VMM cannot run on this machine.
+    #[error("use {vmm}: {why}")]
+    VmmUnavailable {
+        /// The driver that was asked for.
+        vmm: VmmKind,
+        /// What is missing.
+        why: String,
+    },
+}
+
+impl Error {
+    /// What the user can do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Locked { .. } => {
+                Some("stop the sandbox first, or wait for the other command".into())
+            }
+            Self::MissingGuest { what: "kernel", .. } => {
+                Some("run `cargo xtask setup`, or name a kernel with MSB_KERNEL".into())
+            }
+            Self::MissingGuest { .. } => Some("run `cargo xtask setup`".into()),
+            Self::VmmUnavailable { vmm: VmmKind::Libkrun, .. } => {
+                Some("use MSB_VMM=qemu, or a host whose KVM works (`msb doctor`)".into())
+            }
+            Self::VmmUnavailable { vmm: VmmKind::Qemu, .. } => {
+                Some("install QEMU: apt-get install qemu-system-x86".into())
+            }
+            Self::Boot { record, .. } => record.reason.hint(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn file(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { action, path, source }
+    }
+
+    pub(crate) fn system(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { action, source }
+    }
+}

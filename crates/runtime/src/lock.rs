@@ -1,0 +1,129 @@
+//! The lock of a sandbox: whoever holds it is alive, and nobody else touches the sandbox.
+//!
+//! An open-file-description lock (`fcntl(2)`, `F_OFD_SETLK`): it belongs to the open file, so it
+//! passes to the supervisor with the descriptor and the kernel frees it however that process ends.
+//! It can also be asked after without taking it, so that readers disturb nobody.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+};
+
+use crate::{Error, Result};
+
+/// The held lock of one sandbox; dropping the last descriptor frees it.
+#[derive(Debug)]
+pub struct SandboxLock {
+    file: File,
+}
+
+impl SandboxLock {
+    /// Takes the lock at `path`, making the file where it is missing.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] when another process holds it, [`Error::File`] otherwise.
+    pub fn acquire(path: &Path) -> Result<Self> {
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)
+                .map_err(Error::file("open the lock", path))?;
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+                Ok(_) => {}
+                Err(Errno::EAGAIN | Errno::EACCES) => {
+                    return Err(Error::Locked { path: path.to_owned() });
+                }
+                Err(errno) => return Err(Error::file("lock", path)(errno.into())),
+            }
+            // A sandbox removed between the two calls took this file with it: the lock of an
+            // unlinked file protects nothing.
+            if same_file(&file, path).map_err(Error::file("inspect the lock", path))? {
+                return Ok(Self { file });
+            }
+        }
+    }
+
+    /// Whether some process holds the lock at `path`. A missing file is not held.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the file cannot be opened for another reason than its absence.
+    pub fn is_held(path: &Path) -> Result<bool> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(Error::file("open the lock", path)(source)),
+        };
+        let mut asked = whole_file(libc::F_WRLCK);
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut asked))
+            .map_err(|errno| Error::file("ask after the lock", path)(errno.into()))?;
+        Ok(i32::from(asked.l_type) != libc::F_UNLCK)
+    }
+
+    /// Takes over a lock that another process sent.
+    pub(crate) fn from_fd(fd: OwnedFd) -> Self {
+        Self { file: File::from(fd) }
+    }
+}
+
+impl AsFd for SandboxLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn whole_file(kind: i32) -> libc::flock {
+    libc::flock {
+        l_type: i16::try_from(kind).expect("lock types are small constants"),
+        l_whence: i16::try_from(libc::SEEK_SET).expect("SEEK_SET is 0"),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+fn same_file(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match path.metadata() {
+        Ok(named) => Ok((ours.dev(), ours.ino()) == (named.dev(), named.ino())),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => {
+            // The directory itself may be gone; then opening fails next time and says so.
+            let parent: PathBuf = path.parent().map(Path::to_owned).unwrap_or_default();
+            parent.metadata().map(|_| false)
+        }
+        Err(source) => Err(source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lock_is_held_until_its_last_descriptor_closes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert!(!SandboxLock::is_held(&path).unwrap());
+        let lock = SandboxLock::acquire(&path).unwrap();
+        assert!(SandboxLock::is_held(&path).unwrap());
+        assert!(matches!(SandboxLock::acquire(&path), Err(Error::Locked { .. })));
+        let copy = lock.as_fd().try_clone_to_owned().unwrap();
+        drop(lock);
+        assert!(SandboxLock::is_held(&path).unwrap());
+        drop(copy);
+        assert!(!SandboxLock::is_held(&path).unwrap());
+    }
+}

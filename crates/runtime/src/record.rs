@@ -1,0 +1,187 @@
+//! What a run leaves behind: `run.json` while and after it runs, `exit.json` once it has ended.
+//!
+//! Written by the supervisor alone, with rename; read by anyone, with no lock.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use microsandbox_protocol::{BootStage, Ready};
+use serde::{Deserialize, Serialize};
+
+use crate::{Accel, VmmKind};
+
+/// The last run of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// Names this run; `exit.json` of the same run repeats it.
+    pub run_id: String,
+    /// Process id of the supervisor. Says something only while the lock is held.
+    pub pid: u32,
+    /// Process id of the VMM, once started.
+    pub vmm_pid: Option<u32>,
+    /// Which VMM.
+    pub vmm: VmmKind,
+    /// How guest code is executed.
+    pub accel: Accel,
+    /// When the supervisor began.
+    pub started_at: DateTime<Utc>,
+    /// When the guest took commands.
+    pub ready_at: Option<DateTime<Utc>>,
+    /// Host times of the boot.
+    pub boot: BootTimes,
+    /// What the guest said of itself.
+    pub guest: Option<Ready>,
+    /// An orderly end has begun.
+    pub stopping: bool,
+}
+
+/// Host times of a boot in microseconds since the launch was asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootTimes {
+    /// The supervisor had its configuration.
+    pub supervisor_us: u64,
+    /// The VMM process was started.
+    pub vmm_us: u64,
+    /// The agent's first frame arrived.
+    pub hello_us: u64,
+    /// The agent said it takes commands.
+    pub agent_ready_us: u64,
+    /// An exec had gone all the way and back.
+    pub ready_us: u64,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// The run, as in [`RunRecord::run_id`].
+    pub run_id: String,
+    /// Why.
+    pub reason: EndReason,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// The orderly end did not come in time and the VMM was killed.
+    pub forced: bool,
+    /// How the VMM process ended, when it ran.
+    pub vmm_exit: Option<VmmExit>,
+    /// The last of the guest's console, lossy UTF-8, at most 8 KiB.
+    pub console_tail: String,
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+#[non_exhaustive]
+pub enum EndReason {
+    /// The guest broke the protocol or stopped answering.
+    AgentLost {
+        /// What it did.
+        detail: String,
+    },
+    /// It never took commands.
+    BootFailed {
+        /// The step that failed.
+        step: BootStep,
+        /// What happened.
+        detail: String,
+    },
+    /// The guest powered itself off.
+    GuestPoweredOff,
+    /// The guest kernel panicked.
+    KernelPanic {
+        /// The line of the console that says so.
+        line: String,
+    },
+    /// The process it was attached to is gone.
+    OwnerExited,
+    /// Somebody asked for it.
+    StopRequested,
+    /// The supervisor was asked to end by a signal.
+    Terminated,
+    /// The VMM died of a signal it did not get from the supervisor.
+    VmmCrashed {
+        /// The signal's number.
+        signal: i32,
+    },
+    /// The VMM gave up.
+    VmmFailed {
+        /// Its exit code.
+        code: i32,
+        /// The last it said.
+        detail: String,
+    },
+}
+
+impl EndReason {
+    /// Whether this is an end somebody wanted.
+    pub const fn is_orderly(&self) -> bool {
+        matches!(
+            self,
+            Self::GuestPoweredOff | Self::OwnerExited | Self::StopRequested | Self::Terminated
+        )
+    }
+
+    /// What the user can do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::BootFailed { step: BootStep::Vmm, .. } => Some(
+                "`msb doctor` checks the VMM; `msb logs --source runtime` has its words".into(),
+            ),
+            Self::BootFailed { .. } | Self::KernelPanic { .. } => {
+                Some("the console's last lines say more; try more memory or `msb doctor`".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AgentLost { detail } => write!(f, "lost the guest's agent: {detail}"),
+            Self::BootFailed { step, detail } => write!(f, "{step}: {detail}"),
+            Self::GuestPoweredOff => write!(f, "the guest powered off"),
+            Self::KernelPanic { line } => write!(f, "the guest kernel panicked: {line}"),
+            Self::OwnerExited => write!(f, "its owner exited"),
+            Self::StopRequested => write!(f, "stopped on request"),
+            Self::Terminated => write!(f, "its supervisor was terminated"),
+            Self::VmmCrashed { signal } => write!(f, "the VMM was killed by signal {signal}"),
+            Self::VmmFailed { code, detail } => write!(f, "the VMM exited with {code}: {detail}"),
+        }
+    }
+}
+
+/// Steps of a boot as the host sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum BootStep {
+    /// Starting the VMM process.
+    Vmm,
+    /// The guest kernel, up to the agent's first frame.
+    Kernel,
+    /// The agent putting the machine together.
+    Guest(BootStage),
+    /// A first exec, all the way and back.
+    SelfTest,
+}
+
+impl fmt::Display for BootStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vmm => write!(f, "starting the VMM"),
+            Self::Kernel => write!(f, "booting the guest kernel"),
+            Self::Guest(stage) => write!(f, "setting the guest up ({stage:?})"),
+            Self::SelfTest => write!(f, "running a first command"),
+        }
+    }
+}
+
+/// How the VMM process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmmExit {
+    /// With this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}

@@ -1,0 +1,212 @@
+//! The directory of one sandbox: its paths, and its records written by rename.
+//!
+//! ```text
+//!  sandboxes/<name>/
+//!    lock         held while a process owns the sandbox
+//!    upper.ext4   the writable disk
+//!    run.json     the last run: who, when, with what
+//!    exit.json    how the last run ended; absent while it runs
+//!    agent.sock   the relay, while it runs
+//!    logs/        kernel.log (console), runtime.log (supervisor)
+//! ```
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{Error, ExitRecord, Result, RunRecord, SandboxLock};
+
+/// Paths and records of one sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxDir {
+    root: PathBuf,
+}
+
+impl SandboxDir {
+    /// The directory at `root`, which need not exist.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// The lock file.
+    pub fn lock_path(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// The writable disk.
+    pub fn upper_path(&self) -> PathBuf {
+        self.root.join("upper.ext4")
+    }
+
+    /// The relay's socket.
+    pub fn socket_path(&self) -> PathBuf {
+        self.root.join("agent.sock")
+    }
+
+    /// The guest's console, oldest part in `kernel.log.1`.
+    pub fn kernel_log_path(&self) -> PathBuf {
+        self.root.join("logs/kernel.log")
+    }
+
+    /// The supervisor's and the VMM's own messages.
+    pub fn runtime_log_path(&self) -> PathBuf {
+        self.root.join("logs/runtime.log")
+    }
+
+    /// Makes the directory, mode 0700, and takes its lock.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] when another process holds the sandbox, [`Error::File`] otherwise.
+    pub fn create_locked(&self) -> Result<SandboxLock> {
+        loop {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.root);
+            made.map_err(Error::file("make", &self.root))?;
+            match SandboxLock::acquire(&self.lock_path()) {
+                // Removed by another process between the two steps: make it again.
+                Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Takes the lock of a directory that exists.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] when another process holds the sandbox, [`Error::File`] otherwise.
+    pub fn lock(&self) -> Result<SandboxLock> {
+        SandboxLock::acquire(&self.lock_path())
+    }
+
+    /// Whether a process owns the sandbox now. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the lock cannot be looked at.
+    pub fn is_held(&self) -> Result<bool> {
+        SandboxLock::is_held(&self.lock_path())
+    }
+
+    /// Removes the directory and all in it; one that is gone already is fine.
+    ///
+    /// # Errors
+    /// [`Error::File`] naming the directory; what could be removed is gone then.
+    pub fn remove(&self, _held: &SandboxLock) -> Result<()> {
+        match fs::remove_dir_all(&self.root) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::file("remove", &self.root)(source))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The record of the last run, if there was one.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it is there and cannot be read.
+    pub fn run_record(&self) -> Result<Option<RunRecord>> {
+        read_json(&self.root.join(RUN))
+    }
+
+    /// How the last run ended, if it has.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it is there and cannot be read.
+    pub fn exit_record(&self) -> Result<Option<ExitRecord>> {
+        read_json(&self.root.join(EXIT))
+    }
+
+    pub(crate) fn write_run_record(&self, record: &RunRecord) -> Result<()> {
+        write_json(&self.root, RUN, record)
+    }
+
+    pub(crate) fn write_exit_record(&self, record: &ExitRecord) -> Result<()> {
+        write_json(&self.root, EXIT, record)
+    }
+
+    pub(crate) fn remove_exit_record(&self) -> Result<()> {
+        remove_if_there(&self.root.join(EXIT))
+    }
+
+    pub(crate) fn remove_socket(&self) -> Result<()> {
+        remove_if_there(&self.socket_path())
+    }
+
+    /// Opens `logs/runtime.log` for appending, emptying it first when it has grown large.
+    pub(crate) fn open_runtime_log(&self) -> Result<File> {
+        let logs = self.root.join("logs");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&logs)
+            .map_err(Error::file("make", &logs))?;
+        let path = self.runtime_log_path();
+        let large = path.metadata().is_ok_and(|meta| meta.len() > MAX_RUNTIME_LOG_BYTES);
+        let open = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        let file = open.map_err(Error::file("open", &path))?;
+        if large {
+            file.set_len(0).map_err(Error::file("empty", &path))?;
+        }
+        Ok(file)
+    }
+
+    /// The directory, opened, and a path to the socket through it that any directory name keeps
+    /// below the 108 bytes of `sun_path` (`unix(7)`).
+    pub(crate) fn short_socket_path(&self) -> io::Result<(File, PathBuf)> {
+        let dir = File::open(&self.root)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}/agent.sock", dir.as_raw_fd()));
+        Ok((dir, path))
+    }
+}
+
+const RUN: &str = "run.json";
+const EXIT: &str = "exit.json";
+
+/// The supervisor logs little; a sandbox restarted for months must still not fill the disk.
+const MAX_RUNTIME_LOG_BYTES: u64 = 1 << 20;
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(Error::file("read", path)(source)),
+    };
+    let value = serde_json::from_slice(&bytes);
+    value.map(Some).map_err(|source| Error::file("read", path)(source.into()))
+}
+
+fn write_json<T: Serialize>(dir: &Path, name: &str, value: &T) -> Result<()> {
+    let (path, temporary) = (dir.join(name), dir.join(format!(".{name}.new")));
+    let write = || {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(&serde_json::to_vec_pretty(value)?)?;
+        file.sync_data()?;
+        fs::rename(&temporary, &path)
+    };
+    write().map_err(Error::file("write", &path))
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("remove", path)(source))
+        }
+        _ => Ok(()),
+    }
+}

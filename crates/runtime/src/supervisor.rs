@@ -1,0 +1,68 @@
+//! The supervisor: owns one sandbox from launch to exit record.
+//!
+//! ```text
+//!              launcher's socket (config, then ownership)
+//!                        │
+//!   VMM child ───────▶ serve ◀─────── SIGTERM
+//!   agent port ◀─────▶ relay ◀──────▶ clients on agent.sock
+//!   console ─────────▶ kernel.log
+//! ```
+//!
+//! One task owns the state of the run; readers and writers around it only move bytes. It is not
+//! told what is right: it holds the lock, starts the VMM, and writes down how it ended.
+
+mod boot;
+mod console;
+mod relay;
+mod run;
+
+use std::{
+    io,
+    os::{fd::AsFd, unix::net::UnixStream as StdUnixStream},
+    process::ExitCode,
+};
+
+use nix::sys::stat::{Mode, umask};
+
+use crate::{LaunchConfig, SandboxLock, handover};
+
+/// The role: supervises until the sandbox has ended.
+pub(crate) fn run() -> ExitCode {
+    match take_orders().and_then(supervise) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "supervisor failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a launcher hands over.
+#[derive(Debug)]
+struct Orders {
+    config: LaunchConfig,
+    control: StdUnixStream,
+    lock: SandboxLock,
+}
+
+fn take_orders() -> io::Result<Orders> {
+    let control = StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let (config, mut fds): (LaunchConfig, _) = handover::receive(&control)?;
+    let lock = fds.pop().ok_or_else(|| io::Error::other("the launcher sent no lock"))?;
+    // A session of its own: the terminal's signals are for the owner, who then lets go of the
+    // control socket. Fails only for a process that leads a session already.
+    let _already_leader = nix::unistd::setsid();
+    umask(Mode::from_bits_truncate(0o077));
+    Ok(Orders { config, control, lock: SandboxLock::from_fd(lock) })
+}
+
+fn supervise(orders: Orders) -> io::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(&orders.config.log))
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .init();
+    // One thread: the work is waiting and moving bytes, and an idle supervisor must not wake.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run::run(orders))
+}

@@ -1,0 +1,307 @@
+//! The relay: routes frames between clients and the guest, and holds both to their credit.
+//!
+//! Every client has a range of stream ids; a frame's id says whose it is. A client that lies about
+//! ids or credit is dropped alone. A guest that does is lost.
+
+use std::collections::HashMap;
+
+use microsandbox_protocol::{
+    Credit, Exec, ExecStarted, Frame, Kill, Kind, Message, Ping, Pong, Ready, SendWindow, Stop,
+    StreamId, Unsupported, Welcome,
+};
+
+use crate::link::FrameSender;
+
+/// Number of a client among those connected; its streams are `id << 16 ..`.
+pub(super) type ClientId = u16;
+
+/// Most clients at once; a thousand terminals on one sandbox is a leak somewhere.
+const MAX_CLIENTS: usize = 1024;
+
+/// Most commands of one client at once.
+const MAX_STREAMS: usize = 4096;
+
+/// Most output a client may ask to have under way on one stream. Bounds what a client that stops
+/// reading makes the supervisor keep.
+const MAX_WINDOW: usize = 4 << 20;
+
+const STREAMS_PER_CLIENT: u32 = 1 << 16;
+
+/// Routing state of one sandbox.
+#[derive(Debug)]
+pub(super) struct Relay {
+    agent: FrameSender,
+    ready: Ready,
+    clients: HashMap<ClientId, FrameSender>,
+    streams: HashMap<StreamId, Stream>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    to_client: SendWindow,
+    to_guest: SendWindow,
+}
+
+/// A client broke the protocol, in these words.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ClientLied(pub(super) &'static str);
+
+/// The guest broke the protocol, in these words.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct GuestLied(pub(super) String);
+
+/// What a guest's frame means for the run.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum GuestNews {
+    /// Nothing: it was passed on.
+    None,
+    /// Everything is on the disks; the machine may go.
+    Stopped,
+}
+
+impl Relay {
+    pub(super) fn new(agent: FrameSender, ready: Ready) -> Self {
+        Self { agent, ready, clients: HashMap::new(), streams: HashMap::new() }
+    }
+
+    /// Takes a client in and greets it; `None` when there are too many.
+    pub(super) fn add_client(&mut self, sender: FrameSender) -> Option<ClientId> {
+        if self.clients.len() >= MAX_CLIENTS {
+            return None;
+        }
+        let free = (1..=ClientId::MAX).find(|id| !self.clients.contains_key(id))?;
+        let welcome = Welcome {
+            first_stream: u32::from(free) << 16,
+            stream_count: STREAMS_PER_CLIENT,
+            ready: self.ready.clone(),
+        };
+        sender.send(welcome.to_frame(0));
+        self.clients.insert(free, sender);
+        Some(free)
+    }
+
+    /// Forgets a client; its commands are killed.
+    pub(super) fn remove_client(&mut self, client: ClientId) {
+        self.clients.remove(&client);
+        let orphans: Vec<StreamId> =
+            self.streams.keys().copied().filter(|stream| owner(*stream) == client).collect();
+        for stream in orphans {
+            self.streams.remove(&stream);
+            self.agent.send(Kill {}.to_frame(stream));
+        }
+    }
+
+    /// Handles a client's frame; gives the stop it asks for.
+    pub(super) fn on_client(
+        &mut self,
+        client: ClientId,
+        frame: Frame,
+    ) -> Result<Option<Stop>, ClientLied> {
+        if frame.stream == 0 {
+            return self.on_client_control(client, &frame);
+        }
+        if owner(frame.stream) != client {
+            return Err(ClientLied("a stream of somebody else"));
+        }
+        let malformed = |_| ClientLied("a malformed body");
+        match Kind::from_byte(frame.kind) {
+            Some(Kind::Exec) => {
+                let exec = Exec::from_frame(&frame).map_err(malformed)?;
+                self.open_stream(client, frame.stream, exec.window)?;
+                self.agent.send(frame);
+            }
+            Some(Kind::Credit) => {
+                let credit = Credit::from_frame(&frame).map_err(malformed)?;
+                let Some(stream) = self.streams.get_mut(&frame.stream) else { return Ok(None) };
+                stream.to_client.grant(credit.bytes);
+                if stream.to_client.allowed(usize::MAX) > MAX_WINDOW {
+                    return Err(ClientLied("a window beyond 4 MiB"));
+                }
+                self.agent.send(frame);
+            }
+            Some(Kind::Stdin) => {
+                let Some(stream) = self.streams.get_mut(&frame.stream) else { return Ok(None) };
+                let spent = stream.to_guest.spend(frame.body.len());
+                spent.map_err(|_| ClientLied("more input than it has credit for"))?;
+                self.agent.send(frame);
+            }
+            // A stream that is not there has ended while this was on its way.
+            Some(Kind::Signal | Kind::Resize) if self.streams.contains_key(&frame.stream) => {
+                self.agent.send(frame);
+            }
+            Some(Kind::Kill) if self.streams.remove(&frame.stream).is_some() => {
+                self.agent.send(frame);
+            }
+            Some(Kind::Signal | Kind::Resize | Kind::Kill) => {}
+            _ => self.answer_unsupported(client, &frame),
+        }
+        Ok(None)
+    }
+
+    fn on_client_control(
+        &self,
+        client: ClientId,
+        frame: &Frame,
+    ) -> Result<Option<Stop>, ClientLied> {
+        let malformed = |_| ClientLied("a malformed body");
+        match Kind::from_byte(frame.kind) {
+            Some(Kind::Stop) => return Stop::from_frame(frame).map(Some).map_err(malformed),
+            Some(Kind::Ping) => {
+                let Ping { token } = Ping::from_frame(frame).map_err(malformed)?;
+                if let Some(sender) = self.clients.get(&client) {
+                    sender.send(Pong { token }.to_frame(0));
+                }
+            }
+            _ => self.answer_unsupported(client, frame),
+        }
+        Ok(None)
+    }
+
+    fn open_stream(
+        &mut self,
+        client: ClientId,
+        id: StreamId,
+        window: u32,
+    ) -> Result<(), ClientLied> {
+        if window as usize > MAX_WINDOW {
+            return Err(ClientLied("a window beyond 4 MiB"));
+        }
+        let open = self.streams.keys().filter(|stream| owner(**stream) == client).count();
+        if open >= MAX_STREAMS {
+            return Err(ClientLied("too many commands at once"));
+        }
+        let stream = Stream { to_client: SendWindow::new(window), to_guest: SendWindow::new(0) };
+        if self.streams.insert(id, stream).is_some() {
+            return Err(ClientLied("a stream that is in use"));
+        }
+        Ok(())
+    }
+
+    fn answer_unsupported(&self, client: ClientId, frame: &Frame) {
+        if let Some(sender) = self.clients.get(&client) {
+            sender.send(Unsupported { kind: frame.kind }.to_frame(frame.stream));
+        }
+    }
+
+    /// Handles a frame of the guest.
+    pub(super) fn on_guest(&mut self, frame: Frame) -> Result<GuestNews, GuestLied> {
+        let kind = Kind::from_byte(frame.kind);
+        if frame.stream == 0 {
+            return Ok(match kind {
+                Some(Kind::Stopped) => GuestNews::Stopped,
+                _ => GuestNews::None,
+            });
+        }
+        let malformed = |error: microsandbox_protocol::Error| GuestLied(error.to_string());
+        // A stream that is not there was killed while this was on its way.
+        let Some(stream) = self.streams.get_mut(&frame.stream) else { return Ok(GuestNews::None) };
+        let mut ended = false;
+        match kind {
+            Some(Kind::Stdout | Kind::Stderr) => {
+                let spent = stream.to_client.spend(frame.body.len());
+                spent.map_err(|error| GuestLied(error.to_string()))?;
+            }
+            Some(Kind::ExecStarted) => {
+                let started = ExecStarted::from_frame(&frame).map_err(malformed)?;
+                stream.to_guest.grant(started.window);
+            }
+            Some(Kind::Credit) => {
+                let credit = Credit::from_frame(&frame).map_err(malformed)?;
+                stream.to_guest.grant(credit.bytes);
+            }
+            Some(Kind::ExecExited | Kind::ExecFailed) => ended = true,
+            Some(Kind::StdinClosed) => {}
+            _ => return Ok(GuestNews::None),
+        }
+        if ended {
+            self.streams.remove(&frame.stream);
+        }
+        if let Some(client) = self.clients.get(&owner(frame.stream)) {
+            // The guest put a stream's frames in order; control must not overtake output here.
+            client.send_in_order(frame);
+        }
+        Ok(GuestNews::None)
+    }
+}
+
+fn owner(stream: StreamId) -> ClientId {
+    ClientId::try_from(stream >> 16).expect("16 bits are left")
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use microsandbox_protocol::{Program, StdinMode};
+
+    use super::*;
+
+    fn relay() -> Relay {
+        let ready = Ready {
+            agent_version: "1".into(),
+            kernel_release: "6.12".into(),
+            timings: microsandbox_protocol::BootTimings::default(),
+        };
+        Relay::new(FrameSender::start(tokio::io::sink()), ready)
+    }
+
+    fn exec(stream: StreamId, window: u32) -> Frame {
+        let exec = Exec {
+            program: Program::Path("true".into()),
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: None,
+            user: None,
+            stdin: StdinMode::Null,
+            terminal: None,
+            rlimits: Vec::new(),
+            timeout_ms: None,
+            window,
+        };
+        exec.to_frame(stream)
+    }
+
+    fn bulk(stream: StreamId, kind: Kind, len: usize) -> Frame {
+        Frame::bulk(stream, kind, Bytes::from(vec![0; len]))
+    }
+
+    #[tokio::test]
+    async fn clients_that_lie_are_found_out() {
+        let mut relay = relay();
+        let client = relay.add_client(FrameSender::start(tokio::io::sink())).unwrap();
+        let first = u32::from(client) << 16;
+        assert_eq!(relay.on_client(client, exec(first, 100)), Ok(None));
+        for (frame, lie) in [
+            (exec(first, 100), "a stream that is in use"),
+            (exec(first + (1 << 16), 100), "a stream of somebody else"),
+            (exec(first + 1, u32::MAX), "a window beyond 4 MiB"),
+            (Credit { bytes: u32::MAX }.to_frame(first), "a window beyond 4 MiB"),
+            (bulk(first, Kind::Stdin, 1), "more input than it has credit for"),
+            (bulk(first + 9, Kind::Exec, 1), "a malformed body"),
+        ] {
+            assert_eq!(relay.on_client(client, frame), Err(ClientLied(lie)));
+        }
+    }
+
+    #[tokio::test]
+    async fn guest_output_is_held_to_the_clients_credit() {
+        let mut relay = relay();
+        let client = relay.add_client(FrameSender::start(tokio::io::sink())).unwrap();
+        let first = u32::from(client) << 16;
+        relay.on_client(client, exec(first, 100)).unwrap();
+        assert_eq!(relay.on_guest(bulk(first, Kind::Stdout, 60)), Ok(GuestNews::None));
+        assert_eq!(relay.on_guest(bulk(first, Kind::Stderr, 40)), Ok(GuestNews::None));
+        assert!(relay.on_guest(bulk(first, Kind::Stdout, 1)).is_err());
+        relay.on_client(client, Credit { bytes: 10 }.to_frame(first)).unwrap();
+        assert_eq!(relay.on_guest(bulk(first, Kind::Stdout, 10)), Ok(GuestNews::None));
+        assert_eq!(relay.on_guest(bulk(77, Kind::Stdout, 10)), Ok(GuestNews::None));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_takes_its_streams_along() {
+        let mut relay = relay();
+        let client = relay.add_client(FrameSender::start(tokio::io::sink())).unwrap();
+        relay.on_client(client, exec(u32::from(client) << 16, 100)).unwrap();
+        relay.remove_client(client);
+        assert!(relay.streams.is_empty() && relay.clients.is_empty());
+    }
+}

@@ -1,0 +1,366 @@
+//! One run of a sandbox, from orders to exit record: the task that owns its state.
+
+use std::{
+    io,
+    os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream, process::ExitStatusExt},
+    process::ExitStatus,
+    time::Duration,
+};
+
+use chrono::Utc;
+use microsandbox_protocol::{Frame, Message, Shutdown, Stop};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    Orders,
+    boot::{self, Machine, PANIC, bring_up, elapsed_us},
+    relay::{ClientId, GuestNews, Relay},
+};
+use crate::{
+    EndReason, ExitRecord, LaunchConfig, RunRecord, SandboxDir, VmmExit,
+    launch::{DETACH, Progress},
+    link::{FrameReader, FrameSender},
+    record::BootTimes,
+};
+
+/// Frames of clients waiting for the owner of the state; a full queue makes clients wait.
+const CLIENT_QUEUE: usize = 64;
+
+/// Time for the VMM to be gone after it was killed, and for the console to be read to its end.
+const KILL_GRACE: Duration = Duration::from_secs(5);
+
+/// Supervises the run and writes its records.
+pub(super) async fn run(orders: Orders) -> io::Result<()> {
+    let Orders { config, control, lock } = orders;
+    let dir = SandboxDir::new(&config.dir);
+    let mut masters = Masters::new(control)?;
+    let mut record = begin(&config, &dir).map_err(io::Error::other)?;
+    let (end, clients) = live(&config, &dir, &mut record, &mut masters).await;
+    tracing::info!(reason = %end.reason, forced = end.forced, "sandbox ended");
+    finish(&config, &dir, &end);
+    if record.ready_at.is_none() {
+        masters.tell(&Progress::Failed(Box::new(end))).await;
+    }
+    // Whoever sees its link close may take the lock at once: it must be free by then.
+    drop(lock);
+    drop(clients);
+    Ok(())
+}
+
+fn begin(config: &LaunchConfig, dir: &SandboxDir) -> crate::Result<RunRecord> {
+    let boot = BootTimes { supervisor_us: elapsed_us(config), ..BootTimes::default() };
+    let record = RunRecord {
+        run_id: config.run_id.clone(),
+        pid: std::process::id(),
+        vmm_pid: None,
+        vmm: config.vmm.kind,
+        accel: config.vmm.accel,
+        started_at: Utc::now(),
+        ready_at: None,
+        boot,
+        guest: None,
+        stopping: false,
+    };
+    dir.remove_socket()?;
+    dir.write_run_record(&record)?;
+    dir.remove_exit_record()?;
+    Ok(record)
+}
+
+fn finish(config: &LaunchConfig, dir: &SandboxDir, end: &ExitRecord) {
+    let tidy = || {
+        dir.write_exit_record(end)?;
+        dir.remove_socket()
+    };
+    if let Err(error) = tidy() {
+        tracing::error!(%error, hint = error.hint(), "the end could not be recorded");
+    }
+    if config.ephemeral
+        && let Err(error) = std::fs::remove_dir_all(dir.path())
+    {
+        tracing::error!(%error, "the ephemeral sandbox could not be removed");
+    }
+}
+
+/// Boots and serves the sandbox; gives its end, and the links that close after the lock is free.
+async fn live(
+    config: &LaunchConfig,
+    dir: &SandboxDir,
+    record: &mut RunRecord,
+    masters: &mut Masters,
+) -> (ExitRecord, Option<Relay>) {
+    let mut machine = match boot::start_machine(config) {
+        Ok(machine) => machine,
+        Err(reason) => return (exit_record(config, reason, String::new()), None),
+    };
+    record.vmm_pid = machine.child.id();
+    record.boot.vmm_us = elapsed_us(config);
+    let booted = tokio::select! {
+        booted = bring_up(&mut machine, config, &mut record.boot) => booted,
+        reason = masters.want_end() => Err(reason),
+    };
+    let ready = match booted {
+        Ok(ready) => ready,
+        Err(reason) => return (machine.end(config, reason, false).await, None),
+    };
+    let mut session = match Session::open(config, dir, &machine, ready.clone()) {
+        Ok(session) => session,
+        Err(error) => {
+            let reason = EndReason::AgentLost { detail: format!("open the relay: {error}") };
+            return (machine.end(config, reason, false).await, None);
+        }
+    };
+    record.ready_at = Some(Utc::now());
+    record.guest = Some(ready);
+    if let Err(error) = dir.write_run_record(record) {
+        tracing::error!(%error, "run record");
+    }
+    masters.tell(&Progress::Ready(Box::new(record.clone()))).await;
+    let (reason, forced) = session.serve(&mut machine, record, masters).await;
+    (machine.end(config, reason, forced).await, Some(session.relay))
+}
+
+/// Everything that is there only while the guest takes commands.
+#[derive(Debug)]
+struct Session<'a> {
+    config: &'a LaunchConfig,
+    dir: &'a SandboxDir,
+    relay: Relay,
+    listener: UnixListener,
+    from_clients: mpsc::Receiver<(ClientId, Option<Frame>)>,
+    to_session: mpsc::Sender<(ClientId, Option<Frame>)>,
+    stopping: Option<Stopping>,
+}
+
+/// An orderly end under way.
+#[derive(Debug)]
+struct Stopping {
+    reason: EndReason,
+    deadline: Instant,
+}
+
+impl<'a> Session<'a> {
+    fn open(
+        config: &'a LaunchConfig,
+        dir: &'a SandboxDir,
+        machine: &Machine,
+        ready: microsandbox_protocol::Ready,
+    ) -> io::Result<Self> {
+        let (_held_open, path) = dir.short_socket_path()?;
+        let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
+        let (to_session, from_clients) = mpsc::channel(CLIENT_QUEUE);
+        let relay = Relay::new(machine.agent.clone(), ready);
+        Ok(Self { config, dir, relay, listener, from_clients, to_session, stopping: None })
+    }
+
+    /// Serves until the machine is gone or must go; says why and whether by force.
+    async fn serve(
+        &mut self,
+        machine: &mut Machine,
+        record: &mut RunRecord,
+        masters: &mut Masters,
+    ) -> (EndReason, bool) {
+        loop {
+            let deadline = self.stopping.as_ref().map(|stopping| stopping.deadline);
+            tokio::select! {
+                frame = machine.port.next() => match frame {
+                    Ok(Some(frame)) => match self.relay.on_guest(frame) {
+                        Ok(GuestNews::None) => {}
+                        Ok(GuestNews::Stopped) => return (self.reason_for_end(), false),
+                        Err(lie) => return (EndReason::AgentLost { detail: lie.0 }, true),
+                    },
+                    Ok(None) => return (self.why_gone(machine).await, false),
+                    Err(error) => {
+                        return (EndReason::AgentLost { detail: error.to_string() }, true);
+                    }
+                },
+                Some((client, frame)) = self.from_clients.recv() => {
+                    let stop = match frame {
+                        Some(frame) => self.on_client(client, frame),
+                        None => {
+                            self.relay.remove_client(client);
+                            None
+                        }
+                    };
+                    if let Some(stop) = stop {
+                        let timeout = Duration::from_millis(u64::from(stop.timeout_ms));
+                        if timeout.is_zero() {
+                            return (EndReason::StopRequested, true);
+                        }
+                        self.begin_stop(EndReason::StopRequested, timeout, machine, record);
+                    }
+                },
+                accepted = self.listener.accept() => match accepted {
+                    Ok((socket, _)) => self.welcome(socket),
+                    Err(error) => tracing::warn!(%error, "accept a client"),
+                },
+                reason = masters.want_end() => {
+                    self.begin_stop(reason, self.config.stop_timeout, machine, record);
+                },
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    return (self.reason_for_end(), true);
+                },
+            }
+        }
+    }
+
+    fn on_client(&mut self, client: ClientId, frame: Frame) -> Option<Stop> {
+        match self.relay.on_client(client, frame) {
+            Ok(stop) => stop,
+            Err(lie) => {
+                tracing::warn!(client, lie = lie.0, "client dropped");
+                self.relay.remove_client(client);
+                None
+            }
+        }
+    }
+
+    fn welcome(&mut self, socket: UnixStream) {
+        let (input, output) = socket.into_split();
+        let Some(client) = self.relay.add_client(FrameSender::start(output)) else {
+            tracing::warn!("client refused: too many");
+            return;
+        };
+        let to_session = self.to_session.clone();
+        tokio::spawn(async move {
+            let mut reader = FrameReader::new(input, "client");
+            loop {
+                // A broken frame ends the client like a hang-up does.
+                let frame = reader.next().await.unwrap_or_default();
+                let gone = frame.is_none();
+                if to_session.send((client, frame)).await.is_err() || gone {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Begins an orderly end, or brings forward the deadline of one under way.
+    fn begin_stop(
+        &mut self,
+        reason: EndReason,
+        timeout: Duration,
+        machine: &Machine,
+        record: &mut RunRecord,
+    ) {
+        let deadline = Instant::now() + timeout;
+        if let Some(stopping) = &mut self.stopping {
+            stopping.deadline = stopping.deadline.min(deadline);
+            return;
+        }
+        tracing::info!(%reason, "stopping");
+        // The rest of the time is for syncing and unmounting.
+        let grace_ms = u32::try_from((timeout / 2).as_millis()).unwrap_or(u32::MAX);
+        machine.agent.send(Shutdown { grace_ms }.to_frame(0));
+        self.stopping = Some(Stopping { reason, deadline });
+        record.stopping = true;
+        if let Err(error) = self.dir.write_run_record(record) {
+            tracing::error!(%error, "run record");
+        }
+    }
+
+    fn reason_for_end(&mut self) -> EndReason {
+        self.stopping.take().map_or(EndReason::GuestPoweredOff, |stopping| stopping.reason)
+    }
+
+    /// Why the machine went away without a word of the agent.
+    async fn why_gone(&mut self, machine: &mut Machine) -> EndReason {
+        let status = timeout(KILL_GRACE, machine.child.wait()).await;
+        let _read_or_late = timeout(KILL_GRACE, &mut machine.console_read).await;
+        if let Some(line) = machine.console.line_with(PANIC) {
+            return EndReason::KernelPanic { line };
+        }
+        match status {
+            Ok(Ok(status)) if status.success() => self.reason_for_end(),
+            Ok(Ok(status)) => match vmm_exit(status) {
+                VmmExit::Signal(signal) => EndReason::VmmCrashed { signal },
+                VmmExit::Code(code) => {
+                    let detail = machine.vmm_words.last_line().unwrap_or_default();
+                    EndReason::VmmFailed { code, detail }
+                }
+            },
+            _ => EndReason::AgentLost { detail: "the VMM closed its port and lives on".into() },
+        }
+    }
+}
+
+impl Machine {
+    /// Makes sure that the VMM is gone and puts the end on record.
+    async fn end(&mut self, config: &LaunchConfig, reason: EndReason, forced: bool) -> ExitRecord {
+        // Fails only when it is gone already.
+        let _gone = self.child.start_kill();
+        let status = timeout(KILL_GRACE, self.child.wait()).await;
+        if !self.console_read.is_terminated() {
+            let _read_or_late = timeout(KILL_GRACE, &mut self.console_read).await;
+        }
+        let mut record = exit_record(config, reason, self.console.text());
+        record.forced = forced;
+        record.vmm_exit = status.ok().and_then(Result::ok).map(vmm_exit);
+        record
+    }
+}
+
+fn exit_record(config: &LaunchConfig, reason: EndReason, console_tail: String) -> ExitRecord {
+    ExitRecord {
+        run_id: config.run_id.clone(),
+        reason,
+        at: Utc::now(),
+        forced: false,
+        vmm_exit: None,
+        console_tail,
+    }
+}
+
+fn vmm_exit(status: ExitStatus) -> VmmExit {
+    status.signal().map_or_else(|| VmmExit::Code(status.code().unwrap_or(-1)), VmmExit::Signal)
+}
+
+/// Those who may end the run from outside: the launcher that owns it, and a signal.
+#[derive(Debug)]
+struct Masters {
+    owner: UnixStream,
+    owner_watched: bool,
+    terminate: Signal,
+}
+
+impl Masters {
+    fn new(owner: StdUnixStream) -> io::Result<Self> {
+        owner.set_nonblocking(true)?;
+        let owner = UnixStream::from_std(owner)?;
+        Ok(Self { owner, owner_watched: true, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Completes when the owner is gone without having let go, or a signal asks for the end.
+    ///
+    /// Cancel safe. An owner that is gone is told once.
+    async fn want_end(&mut self) -> EndReason {
+        let mut byte = [0];
+        loop {
+            tokio::select! {
+                read = self.owner.read(&mut byte), if self.owner_watched => {
+                    self.owner_watched = false;
+                    if !matches!(read, Ok(1)) || byte[0] != DETACH {
+                        return EndReason::OwnerExited;
+                    }
+                },
+                _ = self.terminate.recv() => return EndReason::Terminated,
+            }
+        }
+    }
+
+    /// Tells the owner how far the boot has come; one that is gone is not told.
+    async fn tell(&mut self, progress: &Progress) {
+        let mut line = serde_json::to_vec(progress).unwrap_or_default();
+        line.push(b'\n');
+        if let Err(error) = self.owner.write_all(&line).await {
+            tracing::debug!(%error, "nobody waits for the boot");
+        }
+    }
+}

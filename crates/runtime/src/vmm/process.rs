@@ -1,0 +1,71 @@
+//! The VMM process: takes its orders from the supervisor, locks its doors, becomes the VM.
+
+use std::{
+    io::{self, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    process::ExitCode,
+};
+
+use nix::sys::{
+    prctl,
+    resource::{Resource, setrlimit},
+    signal::Signal,
+};
+use serde::{Deserialize, Serialize};
+use tokio::process::Child;
+
+use super::{SelectedVmm, VmFds, VmSpec};
+use crate::{Program, handover, role::Role};
+
+/// What the supervisor sends, with the descriptors of [`VmFds`] in their order.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    vmm: SelectedVmm,
+    spec: VmSpec,
+    supervisor: u32,
+}
+
+/// Starts the VMM process of a sandbox; what it says goes to `output`.
+pub(crate) fn spawn(
+    program: &Program,
+    name: &str,
+    (vmm, spec): (&SelectedVmm, &VmSpec),
+    fds: &VmFds,
+    output: OwnedFd,
+) -> io::Result<Child> {
+    let (command, socket) = program.command(Role::Vmm, name, output)?;
+    let child = tokio::process::Command::from(command).spawn()?;
+    let order = Order { vmm: vmm.clone(), spec: spec.clone(), supervisor: std::process::id() };
+    handover::send(&socket, &order, &[fds.agent.as_fd(), fds.console.as_fd()])?;
+    Ok(child)
+}
+
+/// The role: never returns when the VM runs.
+pub(crate) fn run() -> ExitCode {
+    let problem = match take_order() {
+        Ok((order, fds)) => order.vmm.enter(&order.spec, fds),
+        Err(error) => format!("prepare the VMM process: {error}"),
+    };
+    // The supervisor keeps the last of this stream for the exit record.
+    let _nobody_listens = writeln!(io::stderr(), "{problem}");
+    ExitCode::FAILURE
+}
+
+fn take_order() -> io::Result<(Order, VmFds)> {
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let (order, fds): (Order, _) = handover::receive(&socket)?;
+    let [agent, console] = <[OwnedFd; 2]>::try_from(fds)
+        .map_err(|fds| io::Error::other(format!("{} descriptors instead of 2", fds.len())))?;
+    // A VM never outlives its supervisor, however that ends.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if nix::unistd::getppid().as_raw().cast_unsigned() != order.supervisor {
+        return Err(io::Error::other("the supervisor is gone"));
+    }
+    prctl::set_no_new_privs()?;
+    prctl::set_dumpable(false)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    Ok((order, VmFds { agent, console }))
+}
