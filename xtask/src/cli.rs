@@ -1,0 +1,97 @@
+//! The command line, as clap sees it. What an option means is said here, what it does elsewhere.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Everything about this repository that is more than a `cargo build`.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build the guest agent as a static program and pack it into an initramfs.
+    Agent(AgentOptions),
+    /// Measure: JSON lines and a table.
+    Bench(BenchOptions),
+    /// Formatting, clippy, documentation, dependency policy and the repository's own rules.
+    Check,
+    /// Build the guest kernel, once for each set of inputs.
+    Kernel(KernelOptions),
+    /// From a fresh checkout to the output of a command inside a microVM.
+    Quickstart,
+    /// Install msb and the guest into $MSB_HOME (default ~/.microsandbox).
+    Setup(SetupOptions),
+    /// Run every test, booting guests included.
+    Test(TestOptions),
+    /// Check the rules of this repository that no other tool knows.
+    Tidy,
+}
+
+/// Options of `agent`.
+#[derive(Args, Debug, Default)]
+pub(crate) struct AgentOptions {
+    /// Target triple; default is musl for this machine's architecture.
+    #[arg(long, value_name = "TRIPLE")]
+    pub(crate) target: Option<String>,
+}
+
+/// Options of `kernel`.
+#[derive(Args, Debug, Default)]
+pub(crate) struct KernelOptions {
+    /// A Linux source tree or .tar.xz to build instead of the one found by itself.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) source: Option<PathBuf>,
+    /// Ask for a newer source of the series even if one has been fetched before.
+    #[arg(long)]
+    pub(crate) update: bool,
+    /// Another configuration fragment than guest/kernel.config.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// Options of `setup`.
+#[derive(Args, Debug, Default)]
+pub(crate) struct SetupOptions {
+    #[command(flatten)]
+    pub(crate) kernel: KernelOptions,
+}
+
+/// Options of `test`.
+#[derive(Args, Debug)]
+pub(crate) struct TestOptions {
+    /// Arguments for `cargo test`, e.g. `-p microsandbox-image`; default is the workspace.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) arguments: Vec<String>,
+}
+
+/// Options of `bench`.
+#[derive(Args, Debug)]
+pub(crate) struct BenchOptions {
+    #[command(subcommand)]
+    pub(crate) scenario: Scenario,
+    /// Append the results to this file as JSON lines.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Runs of each variant.
+    #[arg(short = 'n', long, global = true, value_name = "RUNS", default_value_t = 15)]
+    pub(crate) runs: usize,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Scenario {
+    /// Cold boot to ready through msb, beside raw QEMU with the same kernel and initramfs.
+    Boot,
+    /// Raw boot of several kernels in turn.
+    Kernel {
+        /// Kernels to compare; the first is the reference.
+        #[arg(required = true, value_name = "VMLINUX")]
+        kernels: Vec<PathBuf>,
+    },
+}

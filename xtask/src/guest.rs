@@ -1,0 +1,114 @@
+//! A guest: kernel and initramfs that belong together, installed under their build id.
+//!
+//! ```text
+//! <home>/guest/<build id>/vmlinux
+//!                         initramfs.cpio
+//! <home>/guest/current -> <build id>
+//! ```
+//!
+//! A build is never edited, so a running sandbox keeps the files it started with.
+
+use std::{
+    fs,
+    os::unix,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    agent,
+    cli::{AgentOptions, KernelOptions},
+    digest, kernel, terminal,
+};
+
+/// Name of the kernel within a build.
+pub(crate) const KERNEL: &str = "vmlinux";
+/// Name of the initramfs within a build.
+pub(crate) const INITRAMFS: &str = "initramfs.cpio";
+
+/// Where the parts of a guest are.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    /// PVH kernel.
+    pub(crate) kernel: PathBuf,
+    /// Initramfs with the agent.
+    pub(crate) initramfs: PathBuf,
+}
+
+impl Guest {
+    /// Builds what is not up to date.
+    pub(crate) fn build(kernel: &KernelOptions) -> Result<Self> {
+        let kernel = kernel::ensure(kernel)?;
+        let initramfs = agent::ensure(&AgentOptions::default())?.initramfs;
+        Ok(Self { kernel, initramfs })
+    }
+
+    /// Copies the guest below `home` and makes it the current one; returns its folder.
+    pub(crate) fn install(&self, home: &Path) -> Result<PathBuf> {
+        let guests = home.join("guest");
+        fs::create_dir_all(&guests).with_context(|| format!("create {}", guests.display()))?;
+        let id = self.build_id()?;
+        let build = guests.join(&id);
+        if !build.is_dir() {
+            terminal::step(format_args!("Installing guest {id}"));
+            let work = tempfile::Builder::new().prefix(".new-").tempdir_in(&guests)?;
+            copy(&self.kernel, &work.path().join(KERNEL))?;
+            copy(&self.initramfs, &work.path().join(INITRAMFS))?;
+            fs::rename(work.path(), &build)
+                .with_context(|| format!("publish {}", build.display()))?;
+        }
+        point(&guests.join("current"), &id)?;
+        Ok(build)
+    }
+
+    fn build_id(&self) -> Result<String> {
+        let parts = [digest::of_file(&self.kernel)?, digest::of_file(&self.initramfs)?];
+        Ok(digest::key(&parts.each_ref().map(String::as_str)))
+    }
+}
+
+/// Copies and syncs: what a rename publishes must be on disk before it.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+    let what = || format!("copy {} to {}", from.display(), to.display());
+    fs::copy(from, to).with_context(what)?;
+    fs::File::open(to).and_then(|file| file.sync_all()).with_context(what)
+}
+
+/// Makes the symbolic link `link` name `target`, leaving no moment without one.
+fn point(link: &Path, target: &str) -> Result<()> {
+    let what = || format!("point {} to {target}", link.display());
+    if fs::read_link(link).is_ok_and(|present| present == Path::new(target)) {
+        return Ok(());
+    }
+    let folder = link.parent().with_context(what)?;
+    let work = tempfile::Builder::new().prefix(".new-").tempdir_in(folder).with_context(what)?;
+    let fresh = work.path().join("link");
+    unix::fs::symlink(target, &fresh).with_context(what)?;
+    fs::rename(&fresh, link).with_context(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changed_part_makes_another_build_and_keeps_the_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let guest = Guest { kernel: path("k"), initramfs: path("i") };
+        fs::write(path("k"), "kernel").unwrap();
+        fs::write(path("i"), "agent 1").unwrap();
+        let first = guest.install(&path("home")).unwrap();
+        assert_eq!(guest.install(&path("home")).unwrap(), first);
+
+        fs::write(path("i"), "agent 2").unwrap();
+        let second = guest.install(&path("home")).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(fs::read_to_string(first.join(INITRAMFS)).unwrap(), "agent 1");
+        let current = path("home").join("guest/current");
+        assert_eq!(fs::canonicalize(current).unwrap(), fs::canonicalize(second).unwrap());
+        let left = fs::read_dir(path("home").join("guest")).unwrap().count();
+        assert_eq!(left, 3, "two builds and the link");
+    }
+}

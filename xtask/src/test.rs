@@ -1,0 +1,86 @@
+//! `cargo xtask test`: every test of the workspace, those that boot guests included.
+//!
+//! Tests find what they need by two variables, see [`env`]: a guest to boot and images to boot it
+//! with. Tools that images are made and judged with are installed first.
+
+use std::{
+    fs,
+    os::unix,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    cache,
+    cli::{SetupOptions, TestOptions},
+    debian::{self, Package},
+    digest, env, fixtures,
+    process::{self, Tool},
+    setup, terminal, workspace,
+};
+
+/// Programs that tests judge images and disks with.
+const PACKAGES: &[Package] = &[
+    Package { name: "skopeo", provides: "skopeo" },
+    Package { name: "erofs-utils", provides: "fsck.erofs" },
+    Package { name: "e2fsprogs", provides: "/usr/sbin/e2fsck" },
+    Package { name: "qemu-utils", provides: "qemu-img" },
+];
+
+/// Debian's registry server. Installing its package starts a service on port 5000, so its program
+/// is taken out of the package instead.
+const REGISTRY: &str = "docker-registry";
+
+/// Prepares everything and runs `cargo test`.
+pub(crate) fn run(options: &TestOptions) -> Result<()> {
+    debian::ensure("the tests", &[PACKAGES, fixtures::PACKAGES].concat())?;
+    let home = workspace::target()?.join("test-home");
+    let installed = setup::install(&SetupOptions::default(), &home)?;
+    let images = collect_images(&home)?;
+    let path = std::env::join_paths(registry()?.into_iter().chain(env::path()))
+        .context("put the registry on PATH")?;
+
+    let mut arguments = options.arguments.clone();
+    if arguments.is_empty() {
+        arguments.push("--workspace".to_owned());
+    }
+    terminal::step(format_args!("cargo test --release {}", arguments.join(" ")));
+    Tool::cargo()
+        .args(["test", "--release"])
+        .args(arguments)
+        .env(env::MSB_TEST_GUEST, &installed.guest)
+        .env(env::MSB_TEST_IMAGES, &images)
+        .env(env::PATH, path)
+        .in_dir(workspace::root())
+        .run()
+}
+
+/// One folder with every image, as links into the cache.
+fn collect_images(home: &Path) -> Result<PathBuf> {
+    let folder = home.join("images");
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("empty {}", folder.display()))?;
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let (small, debian) = (fixtures::busybox()?, fixtures::debian_py()?);
+    for (entry, name) in
+        [(&small, "busybox"), (&small, "busybox-configured"), (&debian, "debian-py")]
+    {
+        unix::fs::symlink(entry.join(name), folder.join(name))
+            .with_context(|| format!("link the image {name}"))?;
+    }
+    Ok(folder)
+}
+
+/// Folder of the registry program where it is not installed.
+fn registry() -> Result<Option<PathBuf>> {
+    if process::find(REGISTRY).is_some() {
+        return Ok(None);
+    }
+    let entry = cache::get_or_make("tools", &digest::key(&[REGISTRY]), |entry| {
+        terminal::step(format_args!("Fetching {REGISTRY}"));
+        debian::fetch(REGISTRY, entry).map(|_version| ())
+    })?;
+    Ok(Some(entry.join("usr/bin")))
+}
