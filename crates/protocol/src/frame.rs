@@ -6,7 +6,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::Error;
+use crate::{Error, Kind};
 
 /// Number of a conversation on the link; 0 is the link itself.
 pub type StreamId = u32;
@@ -58,15 +58,15 @@ impl Frame {
     /// # Panics
     /// When the body is longer than [`MAX_BODY_LEN`]: senders split bulk data before this point.
     pub fn header(&self) -> [u8; HEADER_LEN] {
-        assert!(self.body.len() <= MAX_BODY_LEN, "a frame body is split before it is framed");
-        let len = u32::try_from(self.body.len() + COUNTED_HEADER).expect("bounded just above");
-        let mut header = [0; HEADER_LEN];
-        let mut out = &mut header[..];
-        out.put_u32_le(len);
-        out.put_u32_le(self.stream);
-        out.put_u8(self.kind);
-        out.put_u8(self.flags);
-        header
+        encode_header(self.stream, self.kind, self.flags, self.body.len())
+    }
+
+    /// The header of a bulk frame whose `body_len` bytes the sender already has behind it.
+    ///
+    /// # Panics
+    /// As [`Frame::header`].
+    pub fn bulk_header(stream: StreamId, kind: Kind, body_len: usize) -> [u8; HEADER_LEN] {
+        encode_header(stream, kind.byte(), 0, body_len)
     }
 
     /// Bytes this frame takes on the wire.
@@ -136,6 +136,18 @@ impl FrameDecoder {
 /// Least room offered to a reader: one read takes several small frames.
 const READ_ROOM: usize = 64 << 10;
 
+fn encode_header(stream: StreamId, kind: u8, flags: u8, body_len: usize) -> [u8; HEADER_LEN] {
+    assert!(body_len <= MAX_BODY_LEN, "a frame body is split before it is framed");
+    let len = u32::try_from(body_len + COUNTED_HEADER).expect("bounded just above");
+    let mut header = [0; HEADER_LEN];
+    let mut out = &mut header[..];
+    out.put_u32_le(len);
+    out.put_u32_le(stream);
+    out.put_u8(kind);
+    out.put_u8(flags);
+    header
+}
+
 fn check_len(len: u32) -> Result<(), Error> {
     if (MIN_FRAME_LEN..=MAX_FRAME_LEN).contains(&len) {
         return Ok(());
@@ -163,6 +175,8 @@ mod tests {
         let frame =
             Frame { stream: 0x0102_0304, kind: 33, flags: 1, body: Bytes::from_static(b"hi") };
         assert_eq!(frame.header(), [8, 0, 0, 0, 4, 3, 2, 1, 33, 1]);
+        let bulk = Frame::bulk(7, Kind::Stderr, Bytes::from_static(b"hi"));
+        assert_eq!(Frame::bulk_header(7, Kind::Stderr, 2), bulk.header());
     }
 
     proptest! {

@@ -1,0 +1,186 @@
+//! One control group (cgroup v2) per command: what it started, however deep, is counted and killed
+//! together.
+//!
+//! ```text
+//!  /sys/fs/cgroup            controllers memory, pids
+//!    exec                    the commands, controllers memory, pids
+//!      1, 2, 3, …            one command each, removed once empty
+//! ```
+//!
+//! A group is made before it is needed, because making one takes longer than starting a command.
+
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use microsandbox_protocol::Usage;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use nix::unistd::{read, write};
+
+/// Where the kernel's cgroup v2 tree is mounted, by convention of systemd and every container tool.
+pub(crate) const MOUNT_POINT: &str = "/sys/fs/cgroup";
+
+/// Controllers a command's group needs: peak memory and out-of-memory counts, process limits.
+const CONTROLLERS: &str = "+memory +pids";
+
+/// The parent of all commands' groups.
+#[derive(Debug)]
+pub(crate) struct Cgroups {
+    parent: PathBuf,
+    next: Cell<u64>,
+    spare: RefCell<Option<Group>>,
+    /// Groups of finished commands that still had processes when looked at last.
+    lingering: RefCell<Vec<String>>,
+}
+
+/// One command's group.
+#[derive(Debug)]
+struct Group {
+    name: String,
+    directory: OwnedFd,
+}
+
+impl Cgroups {
+    /// Turns on controllers and makes the parent group below the mounted tree `root`.
+    ///
+    /// # Errors
+    /// What the kernel said of `root` or the parent.
+    pub(crate) fn new(root: &Path) -> io::Result<Rc<Self>> {
+        let parent = root.join("exec");
+        fs::create_dir_all(&parent)?;
+        for directory in [root, &parent] {
+            fs::write(directory.join("cgroup.subtree_control"), CONTROLLERS)?;
+        }
+        Ok(Rc::new(Self {
+            parent,
+            next: Cell::new(1),
+            spare: RefCell::default(),
+            lingering: RefCell::default(),
+        }))
+    }
+
+    /// A group for a command.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(crate) fn take(self: &Rc<Self>) -> Result<Cgroup, Errno> {
+        let spare = self.spare.take();
+        let group = spare.map_or_else(|| self.make(), Ok)?;
+        Ok(Cgroup { group: Some(group), home: Rc::clone(self) })
+    }
+
+    /// Makes the next command's group now, and removes groups that have become empty.
+    pub(crate) fn tidy(&self) {
+        self.lingering.borrow_mut().retain(|name| !remove(&self.parent.join(name)));
+        let mut spare = self.spare.borrow_mut();
+        if spare.is_none() {
+            // Without a spare the next command makes its own, and reports the failure.
+            *spare = self.make().ok();
+        }
+    }
+
+    /// Whether groups wait to become empty.
+    pub(crate) fn has_lingering(&self) -> bool {
+        !self.lingering.borrow().is_empty()
+    }
+
+    fn make(&self) -> Result<Group, Errno> {
+        let number = self.next.replace(self.next.get() + 1);
+        let name = number.to_string();
+        let path = self.parent.join(&name);
+        nix::unistd::mkdir(&path, Mode::from_bits_truncate(0o755))?;
+        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let directory = nix::fcntl::open(&path, flags, Mode::empty())?;
+        Ok(Group { name, directory })
+    }
+}
+
+/// Removes a group with the groups a command made below it; false while a process is in one.
+fn remove(path: &Path) -> bool {
+    match fs::remove_dir(path) {
+        Ok(()) => return true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return true,
+        Err(_) => {}
+    }
+    let Ok(entries) = fs::read_dir(path) else { return false };
+    for entry in entries.flatten() {
+        // Its files are the kernel's, and go with the directory.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !remove(&entry.path()) {
+            return false;
+        }
+    }
+    fs::remove_dir(path).is_ok()
+}
+
+/// A command's group; dropping it leaves its processes alive and removes it once they have ended.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    group: Option<Group>,
+    home: Rc<Cgroups>,
+}
+
+/// What a group tells of the processes that were in it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Account {
+    pub usage: Usage,
+    /// The kernel killed a process for want of memory.
+    pub out_of_memory: bool,
+}
+
+impl Cgroup {
+    /// The group's directory, for a process to be born in.
+    pub(crate) fn directory(&self) -> BorrowedFd<'_> {
+        self.group().directory.as_fd()
+    }
+
+    /// Kills every process in it, those it is just starting too (Linux 5.14).
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(crate) fn kill(&self) -> Result<(), Errno> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        let file = openat(self.directory(), "cgroup.kill", flags, Mode::empty())?;
+        write(&file, b"1").map(drop)
+    }
+
+    /// What its processes have used so far.
+    pub(crate) fn account(&self) -> Account {
+        let mut text = [0; 1024];
+        let mut value =
+            |file: &str, key: &str| read_value(self.directory(), file, key, &mut text).unwrap_or(0);
+        Account {
+            usage: Usage {
+                user_us: value("cpu.stat", "user_usec"),
+                system_us: value("cpu.stat", "system_usec"),
+                peak_memory_bytes: value("memory.peak", ""),
+            },
+            out_of_memory: value("memory.events", "oom_kill") > 0,
+        }
+    }
+
+    fn group(&self) -> &Group {
+        self.group.as_ref().expect("taken by drop alone")
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if let Some(group) = self.group.take() {
+            self.home.lingering.borrow_mut().push(group.name);
+        }
+    }
+}
+
+/// The number after `key` in a flat keyed file, or all of a file with one value (empty key).
+fn read_value(dir: BorrowedFd<'_>, file: &str, key: &str, text: &mut [u8]) -> Option<u64> {
+    let file = openat(dir, file, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let len = read(&file, text).ok()?;
+    let text = str::from_utf8(text.get(..len)?).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    line.trim().parse().ok()
+}

@@ -1,0 +1,285 @@
+//! The exec engine: one stream, one command.
+//!
+//! Frames of the host go to the session of their stream; sessions answer through the outbox. What a
+//! client gets wrong (unknown streams, bad bodies, more bytes than granted) costs that client its
+//! command and nobody else anything.
+
+mod flow;
+mod input;
+mod output;
+mod plan;
+mod session;
+mod stdio;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use microsandbox_protocol::{
+    Credit, Exec, ExecDefaults, ExecFailed, ExecFailure, ExecStarted, Frame, Kill, Kind, Message,
+    Resize, StdinMode, StreamId, Unsupported,
+};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, spawn_local, yield_now};
+
+use crate::cgroup::Cgroups;
+use crate::exec::flow::OutputCredit;
+use crate::exec::input::Input;
+use crate::exec::plan::{Candidates, Plan, bad_args};
+use crate::exec::session::{Family, Pipes, Session};
+use crate::link::Outbox;
+use crate::reaper::Reaper;
+use crate::sys::clone::{Image, Spawn, Spawner};
+use crate::sys::process::Ended;
+
+/// Where commands run and what they start from.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    /// Values for commands that bring none.
+    pub defaults: ExecDefaults,
+    /// Groups for commands; none where this process does not own the cgroup tree.
+    pub cgroups: Option<Rc<Cgroups>>,
+    /// The agent's own file, for [`microsandbox_protocol::Program::SelfTest`].
+    pub agent: File,
+    /// `/dev/null`.
+    pub null: File,
+    /// Whether this process may become another user.
+    pub is_root: bool,
+}
+
+/// Starts commands and knows those that run.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    ground: Ground,
+    outbox: Outbox,
+    reaper: Rc<Reaper>,
+    spawner: RefCell<Spawner>,
+    streams: RefCell<HashMap<StreamId, Stream>>,
+    stopping: Cell<bool>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    session: Rc<Session>,
+    task: AbortHandle,
+}
+
+impl Engine {
+    /// An engine without commands.
+    pub(crate) fn new(ground: Ground, outbox: Outbox, reaper: Rc<Reaper>) -> Rc<Self> {
+        Rc::new(Self {
+            ground,
+            outbox,
+            reaper,
+            spawner: RefCell::new(Spawner::new()),
+            streams: RefCell::default(),
+            stopping: Cell::new(false),
+        })
+    }
+
+    /// Starts nothing more.
+    pub(crate) fn stop_accepting(&self) {
+        self.stopping.set(true);
+    }
+
+    /// Whether no command is left that has not told its end.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.streams.borrow().is_empty()
+    }
+
+    /// Sends `signal` to every command's process group, or only to those on terminals.
+    pub(crate) fn signal(&self, signal: Signal, whom: Whom) {
+        for stream in self.streams.borrow().values() {
+            if whom == Whom::All || stream.session.terminal.is_some() {
+                // ESRCH: it has just ended.
+                let _ = stream.session.family.signal(signal);
+            }
+        }
+    }
+
+    /// Removes what finished commands have left behind, now that some process has ended.
+    pub(crate) fn tidy(&self) {
+        if let Some(cgroups) = self.ground.cgroups.as_ref().filter(|groups| groups.has_lingering())
+        {
+            cgroups.tidy();
+        }
+    }
+
+    /// Handles a frame of a stream.
+    pub(crate) fn handle(self: &Rc<Self>, frame: Frame) {
+        let stream = frame.stream;
+        let Some(kind) = Kind::from_byte(frame.kind) else {
+            return self.outbox.control(stream, &Unsupported { kind: frame.kind });
+        };
+        match kind {
+            Kind::Exec => self.exec(&frame),
+            Kind::Stdin => self.with(stream, |session| {
+                let end = frame.is_end();
+                if session.push_input(frame.body, end).is_err() {
+                    session.family.kill_all();
+                }
+            }),
+            Kind::Credit => {
+                self.decoded(&frame, |session, Credit { bytes }| session.credit.grant(bytes));
+            }
+            Kind::Signal => self.decoded(&frame, |session, signal| {
+                let microsandbox_protocol::Signal { signal } = signal;
+                if let Ok(signal) = Signal::try_from(signal) {
+                    // ESRCH: it has just ended.
+                    let _ = session.family.signal(signal);
+                }
+            }),
+            Kind::Resize => self.decoded(&frame, |session, Resize { size }| session.resize(size)),
+            Kind::Kill => {
+                self.decoded(&frame, |session, Kill {}| session.family.kill_all());
+                self.forget(stream);
+            }
+            _ => self.outbox.control(stream, &Unsupported { kind: frame.kind }),
+        }
+    }
+
+    /// Does `action` with the session of `stream`; one that has just ended is none any more.
+    fn with(&self, stream: StreamId, action: impl FnOnce(&Session)) {
+        let session = self.streams.borrow().get(&stream).map(|stream| Rc::clone(&stream.session));
+        if let Some(session) = session {
+            action(&session);
+        }
+    }
+
+    /// As [`Engine::with`], for a control frame; a body that cannot be read kills the command, whose
+    /// client cannot be understood.
+    fn decoded<M: Message>(&self, frame: &Frame, action: impl FnOnce(&Session, M)) {
+        self.with(frame.stream, |session| match M::from_frame(frame) {
+            Ok(message) => action(session, message),
+            Err(_) => session.family.kill_all(),
+        });
+    }
+
+    fn forget(&self, stream: StreamId) {
+        if let Some(stream) = self.streams.borrow_mut().remove(&stream) {
+            stream.task.abort();
+        }
+    }
+
+    fn exec(self: &Rc<Self>, frame: &Frame) {
+        let stream = frame.stream;
+        if self.streams.borrow().contains_key(&stream) {
+            // Answering would tell the client that the command it has there is over.
+            return;
+        }
+        let exec = Exec::from_frame(frame).map_err(|_| bad_args("request"));
+        match exec.and_then(|exec| self.start(stream, exec)) {
+            Ok(start) => self.begin(start),
+            Err(failed) => self.outbox.control(stream, &failed),
+        }
+    }
+
+    fn start(&self, stream: StreamId, exec: Exec) -> Result<Start, ExecFailed> {
+        if self.stopping.get() {
+            let failure = ExecFailure::ShuttingDown;
+            return Err(ExecFailed { failure, errno: 0, object: String::new() });
+        }
+        let (stdin, size, window) = (exec.stdin, exec.terminal, exec.window);
+        let timeout = exec.timeout_ms.map(Duration::from_millis);
+        // Without the right to, a command that names no user runs as whoever the agent is.
+        let changes_user = self.ground.is_root || exec.user.is_some();
+        let plan = Plan::new(exec, &self.ground.defaults, Path::new("/etc"))?;
+        let (ours, theirs) = match size {
+            Some(size) => stdio::terminal(size).map_err(|error| no_terminal(&error))?,
+            None => stdio::pipes(stdin).map_err(|error| no_resources(&error, "pipes"))?,
+        };
+        if plan.user.identity.uid != 0 {
+            theirs.give_to(plan.user.identity.uid).map_err(|errno| no_user(errno, &plan))?;
+        }
+        let cgroup = self.ground.cgroups.as_ref().map(Cgroups::take).transpose();
+        let cgroup = cgroup.map_err(|errno| no_resources(&errno.into(), "cgroup"))?;
+        let image = match &plan.program {
+            Candidates::Paths(paths) => Image::Search(paths),
+            Candidates::Agent => Image::Open(self.ground.agent.as_fd()),
+        };
+        let spawned = self.spawner.borrow_mut().spawn(&Spawn {
+            stdio: theirs.all(self.ground.null.as_fd()),
+            controlling_terminal: size.is_some(),
+            cgroup: cgroup.as_ref().map(|cgroup| cgroup.directory()),
+            rlimits: &plan.rlimits,
+            identity: changes_user.then_some(&plan.user.identity),
+            cwd: &plan.cwd,
+            image,
+            args: &plan.args,
+            env: &plan.env,
+        });
+        let pid = spawned.map_err(|failed| plan.explain(failed))?;
+        let ended = self.reaper.register(pid);
+        let (terminal, pipes) = ours.into();
+        let input = (stdin == StdinMode::Pipe || terminal.is_some()).then(Input::new);
+        let family = Family::new(Pid::from_raw(pid), cgroup);
+        let session =
+            Session { stream, family, credit: OutputCredit::new(window), input, terminal };
+        let window = microsandbox_protocol::DEFAULT_WINDOW_BYTES;
+        let started = ExecStarted { pid: pid.unsigned_abs(), window };
+        Ok(Start { session, started, pipes, ended, timeout })
+    }
+
+    fn begin(self: &Rc<Self>, start: Start) {
+        let Start { session, started, pipes, ended, timeout } = start;
+        let (stream, session) = (session.stream, Rc::new(session));
+        self.outbox.control(stream, &started);
+        let (engine, mine) = (Rc::clone(self), Rc::clone(&session));
+        let task = spawn_local(async move {
+            let exited = mine.run(pipes, ended, timeout, &engine.outbox).await;
+            engine.outbox.control(stream, &exited);
+            engine.streams.borrow_mut().remove(&stream);
+            drop(mine);
+            // The client should not wait for the clean-up.
+            yield_now().await;
+            if let Some(cgroups) = &engine.ground.cgroups {
+                cgroups.tidy();
+            }
+        });
+        let task = task.abort_handle();
+        self.streams.borrow_mut().insert(stream, Stream { session, task });
+    }
+}
+
+/// A command that runs and whose session has not begun.
+struct Start {
+    session: Session,
+    started: ExecStarted,
+    pipes: Pipes,
+    ended: oneshot::Receiver<Ended>,
+    timeout: Option<Duration>,
+}
+
+/// Which commands are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whom {
+    All,
+    OnTerminals,
+}
+
+fn no_terminal(error: &io::Error) -> ExecFailed {
+    let errno = error.raw_os_error().unwrap_or(0);
+    ExecFailed { failure: ExecFailure::Terminal, errno, object: "/dev/ptmx".to_owned() }
+}
+
+fn no_resources(error: &io::Error, object: &str) -> ExecFailed {
+    let errno = error.raw_os_error().unwrap_or(0);
+    let failure = match Errno::from_raw(errno) {
+        Errno::ENOMEM => ExecFailure::OutOfMemory,
+        _ => ExecFailure::ResourceLimit,
+    };
+    ExecFailed { failure, errno, object: object.to_owned() }
+}
+
+fn no_user(errno: Errno, plan: &Plan) -> ExecFailed {
+    let step = crate::sys::clone::Step::Identity;
+    plan.explain(crate::sys::clone::SpawnFailed { step, errno })
+}

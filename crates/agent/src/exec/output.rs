@@ -1,0 +1,88 @@
+//! One output of a command: from its pipe or terminal to the client, within the client's credit.
+
+use std::os::fd::OwnedFd;
+
+use microsandbox_protocol::{Kind, MAX_BULK_LEN, StreamId};
+use nix::errno::Errno;
+use nix::unistd;
+use tokio::io::unix::AsyncFd;
+
+use crate::exec::flow::{Drain, OutputCredit};
+use crate::link::Outbox;
+
+/// Most bytes a pipe or terminal can hold for an unprivileged process (`/proc/sys/fs/pipe-max-size`).
+///
+/// What it held when the wait for end of file was over is sent; what a background process writes
+/// after that is not waited for.
+const PIPE_MAX: usize = 1 << 20;
+
+/// Where output comes from and where it goes.
+#[derive(Debug)]
+pub(crate) struct Output<'a> {
+    pub source: &'a AsyncFd<OwnedFd>,
+    pub stream: StreamId,
+    pub kind: Kind,
+    pub credit: &'a OutputCredit,
+    pub outbox: &'a Outbox,
+}
+
+/// What one attempt to read gave.
+enum Read {
+    Bytes(usize),
+    /// Nothing is there now.
+    Nothing,
+    End,
+}
+
+impl Output<'_> {
+    /// Sends output until its end, or until `drain` is over and nothing is left.
+    pub(crate) async fn pump(self, drain: &Drain) {
+        loop {
+            self.credit.available().await;
+            let mut ready = tokio::select! {
+                biased;
+                () = drain.over() => break,
+                ready = self.source.readable() => match ready {
+                    Ok(ready) => ready,
+                    Err(_) => return,
+                },
+            };
+            match self.forward(MAX_BULK_LEN).await {
+                Read::Bytes(_) => {}
+                Read::Nothing => ready.clear_ready(),
+                Read::End => return,
+            }
+        }
+        let mut left = PIPE_MAX;
+        while left > 0 {
+            self.credit.available().await;
+            match self.forward(left.min(MAX_BULK_LEN)).await {
+                Read::Bytes(len) => left -= len,
+                Read::Nothing | Read::End => return,
+            }
+        }
+    }
+
+    /// Sends one piece of at most `most` bytes.
+    async fn forward(&self, most: usize) -> Read {
+        // The other output may have used up the credit since it was waited for.
+        let allowed = self.credit.allowed(most);
+        if allowed == 0 {
+            return Read::Bytes(0);
+        }
+        let mut piece = self.outbox.piece();
+        match unistd::read(self.source, &mut piece.room()[..allowed]) {
+            Ok(0) => Read::End,
+            Ok(len) => {
+                self.credit.spend(len);
+                piece.seal(self.stream, self.kind, len);
+                self.outbox.bulk(piece).await;
+                Read::Bytes(len)
+            }
+            Err(Errno::EINTR) => Read::Bytes(0),
+            Err(Errno::EAGAIN) => Read::Nothing,
+            // EIO: no process has the terminal open any more.
+            Err(_) => Read::End,
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! One command from its start to its last frame.
+//!
+//! ```text
+//!  start ──▶ running ──leader ended──▶ draining ──outputs ended or 50 ms──▶ account, ExecExited
+//!                └──timeout──▶ all its processes killed ──▶ (leader ended)
+//! ```
+//!
+//! The task that runs [`Session::run`] owns these states; the engine only hands in what the client
+//! sent. Dropping the task closes the pipes and forgets the command, which does not end it.
+
+use std::cell::Cell;
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use microsandbox_protocol::{ExecExited, Kind, StreamId, TerminalSize, WindowExceeded};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+
+use crate::cgroup::{Account, Cgroup};
+use crate::exec::flow::{Drain, OutputCredit, timed_out};
+use crate::exec::input::{Input, Sink};
+use crate::exec::output::Output;
+use crate::exec::stdio::Stdio;
+use crate::link::Outbox;
+use crate::sys::process::Ended;
+
+/// What engine and task of a running command share.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub stream: StreamId,
+    pub family: Family,
+    pub credit: OutputCredit,
+    pub input: Option<Input>,
+    pub terminal: Option<AsyncFd<OwnedFd>>,
+}
+
+/// The pipes of a command without a terminal.
+#[derive(Debug)]
+pub(crate) struct Pipes {
+    pub stdin: Option<AsyncFd<OwnedFd>>,
+    pub stdout: Option<AsyncFd<OwnedFd>>,
+    pub stderr: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Session {
+    /// Takes standard input from the client; without a pipe for it, it is dropped.
+    ///
+    /// # Errors
+    /// The client sent more than it was granted.
+    pub(crate) fn push_input(&self, bytes: Bytes, end: bool) -> Result<(), WindowExceeded> {
+        self.input.as_ref().map_or(Ok(()), |input| input.push(bytes, end))
+    }
+
+    /// Tells the terminal, if there is one, its new size.
+    pub(crate) fn resize(&self, size: TerminalSize) {
+        if let Some(terminal) = &self.terminal {
+            // Fails only for a terminal that is gone, which has no size.
+            let _ = crate::sys::device::set_terminal_size(terminal, size);
+        }
+    }
+
+    /// Moves input and output until the command has ended, then tells how.
+    pub(crate) async fn run(
+        &self,
+        mut pipes: Pipes,
+        ended: oneshot::Receiver<Ended>,
+        timeout: Option<Duration>,
+        outbox: &Outbox,
+    ) -> ExecExited {
+        let drain = Drain::default();
+        let stdin = pipes.stdin.take();
+        let mut input = pin!(self.feed(stdin, outbox));
+        let mut outputs = pin!(self.collect(&pipes, &drain, outbox));
+        let mut ended = pin!(ended);
+        let mut timeout = pin!(timed_out(timeout));
+        let (mut leader, mut fed, mut collected, mut overdue) = (None, false, false, false);
+        while leader.is_none() || !collected {
+            tokio::select! {
+                biased;
+                end = &mut ended, if leader.is_none() => {
+                    leader = Some(end.expect("the reaper tells every registered child's end"));
+                    self.family.leader_ended();
+                    drain.begin();
+                }
+                () = &mut outputs, if !collected => collected = true,
+                () = &mut input, if !fed => fed = true,
+                () = &mut timeout, if leader.is_none() && !overdue => {
+                    overdue = true;
+                    self.family.kill_all();
+                }
+            }
+        }
+        let Some(leader) = leader else { unreachable!("the loop ends with it") };
+        let account = self.family.account(&leader);
+        ExecExited {
+            status: leader.status,
+            timed_out: overdue,
+            out_of_memory: account.out_of_memory,
+            usage: account.usage,
+        }
+    }
+
+    async fn feed(&self, pipe: Option<AsyncFd<OwnedFd>>, outbox: &Outbox) {
+        let Some(input) = &self.input else { return };
+        let sink = match (pipe, &self.terminal) {
+            (Some(pipe), _) => Sink::Pipe(pipe),
+            (None, Some(terminal)) => Sink::Terminal(terminal),
+            (None, None) => return,
+        };
+        input.pump(sink, self.stream, outbox).await;
+    }
+
+    async fn collect(&self, pipes: &Pipes, drain: &Drain, outbox: &Outbox) {
+        let pump = async |source: Option<&AsyncFd<OwnedFd>>, kind| {
+            if let Some(source) = source {
+                let (stream, credit) = (self.stream, &self.credit);
+                Output { source, stream, kind, credit, outbox }.pump(drain).await;
+            }
+        };
+        let stdout = self.terminal.as_ref().or(pipes.stdout.as_ref());
+        tokio::join!(pump(stdout, Kind::Stdout), pump(pipes.stderr.as_ref(), Kind::Stderr));
+    }
+}
+
+impl From<Stdio> for (Option<AsyncFd<OwnedFd>>, Pipes) {
+    fn from(stdio: Stdio) -> Self {
+        match stdio {
+            Stdio::Terminal(master) => {
+                (Some(master), Pipes { stdin: None, stdout: None, stderr: None })
+            }
+            Stdio::Pipes { stdin, stdout, stderr } => {
+                (None, Pipes { stdin, stdout: Some(stdout), stderr: Some(stderr) })
+            }
+        }
+    }
+}
+
+/// The processes of one command.
+#[derive(Debug)]
+pub(crate) struct Family {
+    /// First process, leader of its session and process group.
+    leader: Pid,
+    leader_alive: Cell<bool>,
+    /// None where the agent is no PID 1 and has no groups to give.
+    cgroup: Option<Cgroup>,
+}
+
+impl Family {
+    /// The family of a process that has just been started.
+    pub(crate) const fn new(leader: Pid, cgroup: Option<Cgroup>) -> Self {
+        Self { leader, leader_alive: Cell::new(true), cgroup }
+    }
+
+    /// Sends `signal` to the process group, as a terminal would.
+    ///
+    /// # Errors
+    /// What the kernel said: `ESRCH` when the command has ended.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<(), Errno> {
+        // A reaped leader's number may be another process's by now.
+        if !self.leader_alive.get() {
+            return Err(Errno::ESRCH);
+        }
+        killpg(self.leader, signal)
+    }
+
+    /// Kills every process the command has started, however deep.
+    pub(crate) fn kill_all(&self) {
+        let killed = self.cgroup.as_ref().map_or(Err(Errno::ENOTSUP), Cgroup::kill);
+        if killed.is_err() && self.signal(Signal::SIGKILL).is_err() && self.leader_alive.get() {
+            // Its group may be another's already; nothing more can be done if this fails.
+            let _ = kill(self.leader, Signal::SIGKILL);
+        }
+    }
+
+    fn leader_ended(&self) {
+        self.leader_alive.set(false);
+    }
+
+    fn account(&self, leader: &Ended) -> Account {
+        let own = Account { usage: leader.usage, out_of_memory: false };
+        self.cgroup.as_ref().map_or(own, Cgroup::account)
+    }
+}

@@ -1,0 +1,91 @@
+//! Both ends of a command's standard streams: the agent's, which never block, and the command's.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use microsandbox_protocol::{StdinMode, TerminalSize};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Uid, fchown, pipe2};
+use tokio::io::unix::AsyncFd;
+
+use crate::sys::device;
+use crate::sys::io::watch;
+
+/// The agent's ends.
+#[derive(Debug)]
+pub(crate) enum Stdio {
+    /// Pipes; no stdin: the command reads `/dev/null`.
+    Pipes { stdin: Option<AsyncFd<OwnedFd>>, stdout: AsyncFd<OwnedFd>, stderr: AsyncFd<OwnedFd> },
+    /// The master of a pseudo terminal.
+    Terminal(AsyncFd<OwnedFd>),
+}
+
+/// The command's ends, to be closed once it has them.
+#[derive(Debug)]
+pub(crate) struct Theirs {
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
+}
+
+impl Theirs {
+    /// Descriptors 0, 1 and 2 of the command.
+    pub(crate) fn all<'a>(&'a self, null: BorrowedFd<'a>) -> [BorrowedFd<'a>; 3] {
+        let stdin = self.stdin.as_ref().map_or(null, AsFd::as_fd);
+        let stderr = self.stderr.as_ref().unwrap_or(&self.stdout);
+        [stdin, self.stdout.as_fd(), stderr.as_fd()]
+    }
+
+    /// Gives them to the user the command runs as: `/dev/stdout` and the like are opened anew, with
+    /// that user's rights.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(crate) fn give_to(&self, uid: u32) -> Result<(), Errno> {
+        let owned = [self.stdin.as_ref(), Some(&self.stdout), self.stderr.as_ref()];
+        for fd in owned.into_iter().flatten() {
+            fchown(fd, Some(Uid::from_raw(uid)), None::<Gid>)?;
+        }
+        Ok(())
+    }
+}
+
+/// Pipes for a command that runs without a terminal.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn pipes(mode: StdinMode) -> io::Result<(Stdio, Theirs)> {
+    let (theirs_in, stdin) = match mode {
+        StdinMode::Null => (None, None),
+        StdinMode::Pipe => {
+            let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+            (Some(read), Some(never_blocking(write)?))
+        }
+    };
+    let (stdout, theirs_out) = pipe2(OFlag::O_CLOEXEC)?;
+    let (stderr, theirs_err) = pipe2(OFlag::O_CLOEXEC)?;
+    let ours =
+        Stdio::Pipes { stdin, stdout: never_blocking(stdout)?, stderr: never_blocking(stderr)? };
+    Ok((ours, Theirs { stdin: theirs_in, stdout: theirs_out, stderr: Some(theirs_err) }))
+}
+
+/// A pseudo terminal of this size.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn terminal(size: TerminalSize) -> io::Result<(Stdio, Theirs)> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    let master = open("/dev/ptmx", flags, Mode::empty())?;
+    device::set_terminal_size(&master, size)?;
+    let terminal = device::open_terminal(&master)?;
+    let stdin = Some(terminal.try_clone()?);
+    Ok((Stdio::Terminal(watch(master)?), Theirs { stdin, stdout: terminal, stderr: None }))
+}
+
+/// The flag belongs to this end alone: the command's end goes on blocking, as programs expect.
+fn never_blocking(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    watch(fd)
+}

@@ -1,0 +1,224 @@
+//! The link to the host while commands run: frames in, frames out, bounded memory.
+//!
+//! ```text
+//!  control frames ──▶ one buffer ─────────────┐ first
+//!  bulk pieces ─────▶ queue, one per producer ┴▶ port
+//! ```
+//!
+//! Control frames overtake bulk pieces that wait, never one that is being written. A producer hands
+//! over one piece at a time and goes on once it is being written, so a control frame it sends after
+//! that follows its own output, and a stalled host holds one piece per producer.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use microsandbox_protocol::{
+    Frame, FrameDecoder, HEADER_LEN, Kind, MAX_BULK_LEN, Message, StreamId,
+};
+use nix::errno::Errno;
+use nix::unistd;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, oneshot};
+
+use crate::error::Error;
+use crate::sys;
+
+/// Frames from the host.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    port: Rc<AsyncFd<OwnedFd>>,
+    decoder: FrameDecoder,
+}
+
+impl Inbox {
+    /// Goes on where the boot left off: `decoder` may hold bytes.
+    pub(crate) const fn new(port: Rc<AsyncFd<OwnedFd>>, decoder: FrameDecoder) -> Self {
+        Self { port, decoder }
+    }
+
+    /// The next frame; `None` when the host has gone.
+    ///
+    /// # Errors
+    /// [`Error::ReadPort`], or [`Error::Protocol`] when the bytes are no frames.
+    ///
+    /// # Cancel safety
+    /// Nothing received is lost.
+    pub(crate) async fn next(&mut self) -> Result<Option<Frame>, Error> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame()? {
+                return Ok(Some(frame));
+            }
+            let mut guard = self.port.readable().await.map_err(Error::ReadPort)?;
+            match sys::io::read_into(&*self.port, self.decoder.buffer()) {
+                Ok(0) => return Ok(None),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => guard.clear_ready(),
+                Err(errno) => return Err(Error::ReadPort(errno.into())),
+            }
+        }
+    }
+}
+
+/// Frames to the host: cheap to clone, one task writes them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Outbox(Rc<Queues>);
+
+#[derive(Debug, Default)]
+struct Queues {
+    control: RefCell<Vec<u8>>,
+    bulk: RefCell<VecDeque<(Piece, oneshot::Sender<()>)>>,
+    spare: RefCell<Vec<Piece>>,
+    writing: Cell<bool>,
+    /// Something waits to be written.
+    filled: Notify,
+    /// Control frames were taken, or nothing waits any more.
+    emptied: Notify,
+}
+
+/// Control bytes above which no more work is taken on until the host has read some.
+const CONTROL_MAX: usize = 256 << 10;
+
+/// Pieces kept for reuse: fresh ones are new pages to the kernel each time.
+const SPARE_MAX: usize = 4;
+
+impl Outbox {
+    /// Queues a control frame.
+    pub(crate) fn control<M: Message>(&self, stream: StreamId, message: &M) {
+        let frame = message.to_frame(stream);
+        let mut control = self.0.control.borrow_mut();
+        control.extend_from_slice(&frame.header());
+        control.extend_from_slice(&frame.body);
+        self.0.filled.notify_one();
+    }
+
+    /// An empty piece to fill and send.
+    pub(crate) fn piece(&self) -> Piece {
+        self.0.spare.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Queues a piece; returns once it is being written, in the order of calls.
+    ///
+    /// # Cancel safety
+    /// A piece that was queued is written.
+    pub(crate) async fn bulk(&self, piece: Piece) {
+        let (taken, is_taken) = oneshot::channel();
+        self.0.bulk.borrow_mut().push_back((piece, taken));
+        self.0.filled.notify_one();
+        // The writer drops the sender only when the host has gone; nobody waits for bytes then.
+        let _ = is_taken.await;
+    }
+
+    /// Returns when the host keeps up with control frames: more work may be taken on.
+    pub(crate) async fn ready(&self) {
+        self.until(|queues| queues.control.borrow().len() < CONTROL_MAX).await;
+    }
+
+    /// Returns when the port has taken everything queued so far.
+    pub(crate) async fn flushed(&self) {
+        self.until(|queues| {
+            queues.control.borrow().is_empty()
+                && queues.bulk.borrow().is_empty()
+                && !queues.writing.get()
+        })
+        .await;
+    }
+
+    async fn until(&self, condition: impl Fn(&Queues) -> bool) {
+        loop {
+            let emptied = self.0.emptied.notified();
+            if condition(&self.0) {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Writes whatever is queued, for ever.
+    ///
+    /// # Errors
+    /// [`Error::WritePort`].
+    pub(crate) async fn deliver(&self, port: &AsyncFd<OwnedFd>) -> Result<(), Error> {
+        let mut control = Vec::new();
+        loop {
+            std::mem::swap(&mut control, &mut *self.0.control.borrow_mut());
+            let piece = match control.is_empty() {
+                true => self.0.bulk.borrow_mut().pop_front(),
+                false => None,
+            };
+            self.0.writing.set(true);
+            if !control.is_empty() {
+                self.0.emptied.notify_waiters();
+                write_all(port, &control).await?;
+                control.clear();
+            } else if let Some((piece, taken)) = piece {
+                // A producer that was cancelled does not listen.
+                let _ = taken.send(());
+                write_all(port, piece.wire()).await?;
+                self.recycle(piece);
+            } else {
+                self.0.writing.set(false);
+                self.0.emptied.notify_waiters();
+                self.0.filled.notified().await;
+            }
+        }
+    }
+
+    fn recycle(&self, piece: Piece) {
+        let mut spare = self.0.spare.borrow_mut();
+        if spare.len() < SPARE_MAX {
+            spare.push(piece);
+        }
+    }
+}
+
+/// Bulk bytes with room for their frame header in front, so that one write takes both.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    bytes: Box<[u8]>,
+    len: usize,
+}
+
+impl Default for Piece {
+    fn default() -> Self {
+        Self { bytes: vec![0; HEADER_LEN + MAX_BULK_LEN].into_boxed_slice(), len: 0 }
+    }
+}
+
+impl Piece {
+    /// Where the bytes go: at most [`MAX_BULK_LEN`].
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[HEADER_LEN..]
+    }
+
+    /// Makes a frame of the first `len` bytes of the room.
+    pub(crate) fn seal(&mut self, stream: StreamId, kind: Kind, len: usize) {
+        let header = Frame::bulk_header(stream, kind, len);
+        self.bytes[..HEADER_LEN].copy_from_slice(&header);
+        self.len = HEADER_LEN + len;
+    }
+
+    fn wire(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+async fn write_all(port: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> Result<(), Error> {
+    while !bytes.is_empty() {
+        match unistd::write(port, bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                let mut guard = port.writable().await.map_err(Error::WritePort)?;
+                // The port may have become writable since: only a refusal proves it is not.
+                let again = guard.try_io(|port| Ok(unistd::write(port, bytes)?));
+                if let Ok(written) = again {
+                    bytes = &bytes[written.map_err(Error::WritePort)?..];
+                }
+            }
+            Err(errno) => return Err(Error::WritePort(errno.into())),
+        }
+    }
+    Ok(())
+}
