@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use sea_orm::sea_query::{Expr, Query, SelectStatement};
+use sea_orm::sea_query::SelectStatement;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, QueryResult};
 
 use crate::connection::{self, Condition};
 use crate::error::{Error, Result};
 use crate::schema;
 
-/// How often an answer is thrown away because a writer came by, before the reader joins the
-/// writer's log instead. One repetition is rare, two have not been seen.
+/// How often an answer is thrown away because a writer came by, before the reader joins the log
+/// whatever it finds: right in any case, but it may then be the reader that makes the log's files.
 const UNDISTURBED_TRIES: usize = 4;
 
 /// The catalogue of one home. Cheap to clone; clones share one connection.
@@ -51,23 +51,19 @@ impl Catalogue {
         Ok(Self { path, access: Access::Full(connection) })
     }
 
-    /// Opens the catalogue at `path` for reading, if there is one.
+    /// The catalogue at `path` for reading, if there is one.
     ///
     /// Makes, upgrades, changes and locks nothing, so it works on a read-only mount and never gets
-    /// in the way of a writer. Each call of a method reads the newest state. Methods that write
-    /// answer [`Error::ReadOnly`].
+    /// in the way of a writer. The file is opened by each call that reads, which so sees the newest
+    /// state and is the one to report a file that is damaged ([`Error::Open`], [`Error::Read`]) or
+    /// of another version ([`Error::SchemaNewer`], [`Error::SchemaOlder`]). Calls that write answer
+    /// [`Error::ReadOnly`].
     ///
     /// # Errors
-    /// [`Error::Stat`], [`Error::Open`]; [`Error::SchemaNewer`] and [`Error::SchemaOlder`] when
-    /// another version wrote it.
-    pub async fn open_existing(path: impl AsRef<Path>) -> Result<Option<Self>> {
+    /// [`Error::Stat`] when it cannot be told whether there is one.
+    pub fn open_existing(path: impl AsRef<Path>) -> Result<Option<Self>> {
         let path = path.as_ref().to_owned();
-        if Self::condition(&path)?.is_none() {
-            return Ok(None);
-        }
-        let catalogue = Self { path, access: Access::Reading };
-        catalogue.read("schema version", &Query::select().expr(Expr::val(1)).take()).await?;
-        Ok(Some(catalogue))
+        Ok(Self::condition(&path)?.map(|_| Self { path, access: Access::Reading }))
     }
 
     /// The file.

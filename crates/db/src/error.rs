@@ -107,7 +107,7 @@ pub enum Error {
         needed: u32,
     },
     /// The schema could not be brought up to date; it is as it was.
-    #[error("upgrade the schema of catalogue {}", path.display())]
+    #[error("bring the schema of catalogue {} up to date", path.display())]
     Upgrade {
         /// The catalogue.
         path: PathBuf,

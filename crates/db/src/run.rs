@@ -41,7 +41,7 @@ impl Catalogue {
     /// A sandbox that has been removed meanwhile is left out of the record.
     ///
     /// # Errors
-    /// [`Error::Write`].
+    /// [`Error::Write`](crate::Error::Write).
     pub async fn record_run(&self, run: &Run) -> Result<bool> {
         let failed = |error| self.cannot_write("run", error);
         let transaction = self.begin_write("run").await?;
@@ -77,7 +77,7 @@ impl Catalogue {
     /// The runs of sandboxes of that name, latest first, also of removed ones.
     ///
     /// # Errors
-    /// [`Error::Read`], and those of [`Catalogue::open_existing`].
+    /// [`Error::Read`](crate::Error::Read), and for a reader those that [`Catalogue::open_existing`] tells.
     pub async fn runs(&self, name: &str) -> Result<Vec<Run>> {
         let query = run::Entity::find()
             .filter(run::Column::SandboxName.eq(name))

@@ -121,7 +121,7 @@ impl Catalogue {
     /// The sandbox of that name, if there is one.
     ///
     /// # Errors
-    /// [`Error::Read`], and those of [`Catalogue::open_existing`].
+    /// [`Error::Read`], and for a reader those that [`Catalogue::open_existing`] tells.
     pub async fn sandbox(&self, name: &str) -> Result<Option<SandboxRow>> {
         let query = sandbox::Entity::find().filter(sandbox::Column::Name.eq(name));
         Ok(self.read_sandboxes("sandbox", query).await?.into_iter().next())
@@ -130,7 +130,7 @@ impl Catalogue {
     /// The sandboxes that `filter` lets through, by name.
     ///
     /// # Errors
-    /// [`Error::Read`], and those of [`Catalogue::open_existing`].
+    /// [`Error::Read`], and for a reader those that [`Catalogue::open_existing`] tells.
     pub async fn sandboxes(&self, filter: &SandboxFilter) -> Result<Vec<SandboxRow>> {
         let mut query = sandbox::Entity::find().order_by_asc(sandbox::Column::Name);
         for (key, value) in &filter.labels {
@@ -187,7 +187,7 @@ impl Catalogue {
     /// Digests of the manifests that a sandbox or a snapshot needs, sorted, each once.
     ///
     /// # Errors
-    /// [`Error::Read`], and those of [`Catalogue::open_existing`].
+    /// [`Error::Read`], and for a reader those that [`Catalogue::open_existing`] tells.
     pub async fn pinned_manifests(&self) -> Result<Vec<String>> {
         let snapshots = Query::select()
             .column(snapshot::Column::ManifestDigest)

@@ -33,8 +33,8 @@ impl Home {
         Catalogue::open(self.catalogue()).await.unwrap()
     }
 
-    async fn open_existing(&self) -> Catalogue {
-        Catalogue::open_existing(self.catalogue()).await.unwrap().expect("there is a catalogue")
+    fn open_existing(&self) -> Catalogue {
+        Catalogue::open_existing(self.catalogue()).unwrap().expect("there is a catalogue")
     }
 }
 

@@ -48,7 +48,7 @@ async fn what_a_killed_maker_left_behind_is_in_nobodys_way() {
         fs::write(directory.join(leftover), "half made").unwrap();
     }
 
-    assert!(Catalogue::open_existing(home.catalogue()).await.unwrap().is_none());
+    assert!(Catalogue::open_existing(home.catalogue()).unwrap().is_none());
     home.open().await.insert_sandbox(&sandbox("web", &[])).await.unwrap();
     assert!(!directory.join("msb.db.new").exists());
 }
@@ -67,7 +67,7 @@ async fn an_older_catalogue_is_upgraded_by_writers_and_told_by_readers() {
         execute(&path, insert).await;
         let untouched = fs::read(&path).unwrap();
 
-        let told = Catalogue::open_existing(&path).await.unwrap_err();
+        let told = home.open_existing().runs("kept").await.unwrap_err();
         assert!(
             matches!(told, Error::SchemaOlder { found, needed, .. }
                 if found == version && needed == latest_version()),
@@ -77,7 +77,7 @@ async fn an_older_catalogue_is_upgraded_by_writers_and_told_by_readers() {
         assert_eq!(fs::read(&path).unwrap(), untouched);
 
         home.open().await.close().await.unwrap();
-        let kept = home.open_existing().await.sandboxes(&SandboxFilter::default()).await.unwrap();
+        let kept = home.open_existing().sandboxes(&SandboxFilter::default()).await.unwrap();
         assert_eq!(kept.len(), 1, "from version {version}");
         assert_eq!(kept[0].name, "kept");
     }
@@ -93,7 +93,7 @@ async fn a_newer_catalogue_is_refused_by_both_numbers_and_left_alone() {
 
     for refused in [
         Catalogue::open(home.catalogue()).await.unwrap_err(),
-        Catalogue::open_existing(home.catalogue()).await.unwrap_err(),
+        home.open_existing().sandbox("web").await.unwrap_err(),
     ] {
         assert_eq!(
             refused.to_string(),
@@ -117,7 +117,7 @@ async fn a_file_that_is_no_catalogue_is_named_with_a_remedy_and_kept() {
 
     for refused in [
         Catalogue::open(home.catalogue()).await.unwrap_err(),
-        Catalogue::open_existing(home.catalogue()).await.unwrap_err(),
+        home.open_existing().sandbox("web").await.unwrap_err(),
     ] {
         assert_eq!(refused.fault().unwrap().kind(), FaultKind::Damaged, "{refused:?}");
         assert!(refused.hint().unwrap().contains("msb.db"), "{refused:?}");
@@ -135,7 +135,7 @@ async fn a_path_that_sqlite_could_take_for_an_address_is_just_a_path() {
         catalogue.close().await.unwrap();
 
         assert!(fs::metadata(&path).unwrap().size() > 0, "{name}");
-        let reader = Catalogue::open_existing(&path).await.unwrap().unwrap();
+        let reader = Catalogue::open_existing(&path).unwrap().unwrap();
         assert!(reader.sandbox(name).await.unwrap().is_some(), "{name}");
     }
 }
@@ -161,7 +161,7 @@ async fn every_call_can_be_awaited_on_any_thread() {
         catalogue.update_sandbox_config(row.id, "{}").await.unwrap();
         catalogue.pinned_manifests().await.unwrap();
         catalogue.runs("web").await.unwrap();
-        let reader = Catalogue::open_existing(&path).await.unwrap().unwrap();
+        let reader = Catalogue::open_existing(&path).unwrap().unwrap();
         reader.sandboxes(&SandboxFilter::default()).await.unwrap().len()
     };
     assert_eq!(tokio::spawn(task).await.unwrap(), 1);

@@ -15,7 +15,7 @@ use crate::{Home, sandbox};
 #[tokio::test]
 async fn where_there_is_no_catalogue_a_reader_finds_none_and_makes_none() {
     let home = Home::new();
-    assert!(Catalogue::open_existing(home.catalogue()).await.unwrap().is_none());
+    assert!(Catalogue::open_existing(home.catalogue()).unwrap().is_none());
     assert_eq!(fs::read_dir(home.directory.path()).unwrap().count(), 0);
 }
 
@@ -27,7 +27,7 @@ async fn a_reader_leaves_a_resting_catalogue_as_it_was() {
     writer.close().await.unwrap();
     let before = state(home.catalogue().parent().unwrap());
 
-    let reader = home.open_existing().await;
+    let reader = home.open_existing();
     assert!(reader.sandbox("web").await.unwrap().is_some());
     assert!(reader.runs("web").await.unwrap().is_empty());
     reader.close().await.unwrap();
@@ -39,7 +39,7 @@ async fn a_reader_leaves_a_resting_catalogue_as_it_was() {
 async fn a_reader_sees_each_commit_of_a_writer_that_comes_and_goes() {
     let home = Home::new();
     home.open().await.close().await.unwrap();
-    let reader = home.open_existing().await;
+    let reader = home.open_existing();
 
     for round in 0..20 {
         let writer = home.open().await;
@@ -61,7 +61,7 @@ async fn a_reader_beside_a_writer_makes_no_file() {
     let names = |state: &BTreeMap<String, _>| state.keys().cloned().collect::<Vec<_>>();
     let before = names(&state(home.catalogue().parent().unwrap()));
 
-    assert_eq!(count(&home.open_existing().await).await, 1);
+    assert_eq!(count(&home.open_existing()).await, 1);
 
     assert_eq!(names(&state(home.catalogue().parent().unwrap())), before);
     writer.insert_sandbox(&sandbox("more", &[])).await.unwrap();
@@ -80,7 +80,7 @@ async fn a_reader_answers_while_a_writer_holds_the_lock() {
     };
     let held = sea_orm::TransactionTrait::begin_with_options(&other, immediate).await.unwrap();
 
-    assert_eq!(count(&home.open_existing().await).await, 1);
+    assert_eq!(count(&home.open_existing()).await, 1);
     assert_eq!(count(&catalogue).await, 1);
     held.rollback().await.unwrap();
 }
@@ -94,14 +94,14 @@ async fn a_read_only_mount_is_read_at_rest_and_beside_a_writer() {
 
     {
         let view = ReadOnlyView::of(home.catalogue().parent().unwrap());
-        let reader = Catalogue::open_existing(view.path("msb.db")).await.unwrap().unwrap();
+        let reader = Catalogue::open_existing(view.path("msb.db")).unwrap().unwrap();
         assert_eq!(count(&reader).await, 1, "at rest");
     }
     let writer = home.open().await;
     writer.insert_sandbox(&sandbox("two", &[])).await.unwrap();
     {
         let view = ReadOnlyView::of(home.catalogue().parent().unwrap());
-        let reader = Catalogue::open_existing(view.path("msb.db")).await.unwrap().unwrap();
+        let reader = Catalogue::open_existing(view.path("msb.db")).unwrap().unwrap();
         assert_eq!(count(&reader).await, 2, "beside a writer");
         writer.insert_sandbox(&sandbox("three", &[])).await.unwrap();
         assert_eq!(count(&reader).await, 3, "after the writer went on");
@@ -115,7 +115,7 @@ async fn a_read_only_mount_is_read_at_rest_and_beside_a_writer() {
 async fn a_reader_refuses_to_write_by_type() {
     let home = Home::new();
     home.open().await.close().await.unwrap();
-    let reader = home.open_existing().await;
+    let reader = home.open_existing();
 
     let refused = reader.insert_sandbox(&sandbox("web", &[])).await.unwrap_err();
 

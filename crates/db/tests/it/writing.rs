@@ -26,7 +26,7 @@ async fn processes_that_open_and_write_at_once_lose_nothing() {
     let total = WRITERS * ROUNDS;
     let mut seen = 0;
     while seen < total {
-        if let Some(reader) = Catalogue::open_existing(home.catalogue()).await.unwrap() {
+        if let Some(reader) = Catalogue::open_existing(home.catalogue()).unwrap() {
             let sandboxes = reader.sandboxes(&SandboxFilter::default()).await.unwrap();
             assert!(sandboxes.len() >= seen, "{} after {seen}", sandboxes.len());
             assert!(sandboxes.iter().all(is_whole), "{sandboxes:?}");
