@@ -1,0 +1,217 @@
+//! The writable disk: an ext4 image that a guest lays over an image as overlayfs `upperdir` and `workdir`.
+//!
+//! ```text
+//! /upper   what the guest changes, mode 0755; entries given at format time lie here
+//! /work    overlayfs' own, mode 0755
+//! ```
+//! Formatting needs no external tool and writes only metadata: the file is sparse, has a journal and metadata
+//! checksums. The bytes come from the `mkext4` crate, which this module hides.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use mkext4::{FsBuilder, InodeHandle, Meta, Options, ROOT};
+
+use crate::{Cause, Error};
+
+/// Smallest image: a journal and a few files need that much.
+pub const MIN_SIZE_BYTES: u64 = 16 << 20;
+
+/// The unit of sizes.
+const BLOCK_BYTES: u64 = 4096;
+
+/// How an upper disk is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UpperOptions {
+    /// Size that the guest sees, rounded up to 4096; at least [`MIN_SIZE_BYTES`].
+    pub size_bytes: u64,
+    /// UUID of the file system. The same options make the same bytes, so a unique disk needs a unique one.
+    pub uuid: [u8; 16],
+    /// Label, at most 16 bytes.
+    pub label: Option<String>,
+    /// Time of all that is made, in seconds since the epoch.
+    pub epoch_seconds: i64,
+}
+
+impl UpperOptions {
+    /// A disk of `size_bytes` with this `uuid`.
+    pub fn new(size_bytes: u64, uuid: [u8; 16]) -> Self {
+        Self { size_bytes, uuid, label: None, epoch_seconds: 0 }
+    }
+}
+
+/// One entry written into `upper` at format time. Directories come before what they hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UpperEntry {
+    /// Path as the guest will see it; UTF-8, a leading slash means nothing.
+    pub path: PathBuf,
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// What it is.
+    pub kind: UpperEntryKind,
+}
+
+impl UpperEntry {
+    /// An entry owned by root.
+    pub fn new(path: impl Into<PathBuf>, mode: u16, kind: UpperEntryKind) -> Self {
+        Self { path: path.into(), mode, uid: 0, gid: 0, kind }
+    }
+}
+
+/// What an [`UpperEntry`] is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum UpperEntryKind {
+    /// A directory; it hides the attributes of the image's directory of that path, not its entries.
+    Directory,
+    /// A file with these bytes.
+    File(Vec<u8>),
+    /// A file with the bytes of a file of this host.
+    HostFile(PathBuf),
+    /// A symbolic link.
+    Symlink(String),
+    /// Removes what the image has under this path.
+    Whiteout,
+}
+
+/// Makes an upper disk at `path`, which appears whole or not at all; an existing file is replaced.
+///
+/// # Errors
+/// [`Error::FormatExt4`]; nothing is left behind.
+pub fn format(path: &Path, options: &UpperOptions, entries: &[UpperEntry]) -> Result<(), Error> {
+    let fault = |source: Cause| Error::FormatExt4 { path: path.to_owned(), source };
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    let partial = PathBuf::from(name);
+    let result = write_image(&partial, options, entries).and_then(|()| {
+        fs::rename(&partial, path)?;
+        File::open(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
+            .sync_all()?;
+        Ok(())
+    });
+    result.map_err(|source| {
+        // Best effort: the error that is returned matters more, and the next format replaces the file.
+        let _ = fs::remove_file(&partial);
+        fault(source)
+    })
+}
+
+fn write_image(
+    partial: &Path,
+    options: &UpperOptions,
+    entries: &[UpperEntry],
+) -> Result<(), Cause> {
+    let size_bytes = options.size_bytes.max(MIN_SIZE_BYTES).next_multiple_of(BLOCK_BYTES);
+    let mut settings = Options::new(size_bytes, options.uuid, options.epoch_seconds);
+    settings.label.clone_from(&options.label);
+    // The guest's root owns the whole disk; blocks reserved for root would only be missing.
+    settings.reserved_percent = 0;
+    let mut builder = FsBuilder::new(settings)?;
+    let directory = Meta::new(0o755, 0, 0, (options.epoch_seconds, 0));
+    let upper = builder.mkdir(ROOT, "upper", directory)?;
+    builder.mkdir(ROOT, "work", directory)?;
+    let contents = Population { builder: &mut builder, epoch: options.epoch_seconds, upper }
+        .declare(entries)?;
+    let layout = builder.seal()?;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(partial)?;
+    file.set_len(size_bytes)?;
+    let mut sink = SparseFile { file };
+    let mut writer = layout.writer(&mut sink)?;
+    for (handle, content) in contents {
+        match content {
+            Content::Bytes(bytes) => writer.fill(handle, &mut &*bytes)?,
+            Content::Host(path) => writer.fill(handle, &mut File::open(path)?)?,
+        }
+    }
+    writer.finish()?;
+    sink.file.sync_all()?;
+    Ok(())
+}
+
+/// Bytes that a declared file is filled with.
+enum Content<'a> {
+    Bytes(&'a [u8]),
+    Host(&'a Path),
+}
+
+/// Entries on their way into `upper`.
+struct Population<'a> {
+    builder: &'a mut FsBuilder,
+    epoch: i64,
+    upper: InodeHandle,
+}
+
+impl Population<'_> {
+    /// Declares every entry; answers with the files to fill, in order.
+    fn declare<'e>(
+        self,
+        entries: &'e [UpperEntry],
+    ) -> Result<Vec<(InodeHandle, Content<'e>)>, Cause> {
+        let mut directories: std::collections::HashMap<PathBuf, InodeHandle> =
+            [(PathBuf::new(), self.upper)].into();
+        let mut contents = Vec::new();
+        for entry in entries {
+            let path = entry.path.strip_prefix("/").unwrap_or(&entry.path);
+            let parent = path.parent().unwrap_or(Path::new(""));
+            let parent = *directories
+                .get(parent)
+                .ok_or_else(|| format!("{} comes before its directory", path.display()))?;
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .ok_or_else(|| format!("{} is no UTF-8 name", path.display()))?;
+            let meta = Meta::new(entry.mode & 0o7777, entry.uid, entry.gid, (self.epoch, 0));
+            match &entry.kind {
+                UpperEntryKind::Directory => {
+                    let handle = self.builder.mkdir(parent, name, meta)?;
+                    directories.insert(path.to_owned(), handle);
+                }
+                UpperEntryKind::File(bytes) => {
+                    let handle = self.builder.file(parent, name, meta, bytes.len() as u64)?;
+                    contents.push((handle, Content::Bytes(bytes)));
+                }
+                UpperEntryKind::HostFile(source) => {
+                    let size = fs::metadata(source)?.len();
+                    let handle = self.builder.file(parent, name, meta, size)?;
+                    contents.push((handle, Content::Host(source)));
+                }
+                UpperEntryKind::Symlink(target) => {
+                    self.builder.symlink(parent, name, target, meta)?;
+                }
+                UpperEntryKind::Whiteout => {
+                    let device = mkext4::SpecialKind::Char { major: 0, minor: 0 };
+                    self.builder.mknod(parent, name, meta, device)?;
+                }
+            }
+        }
+        Ok(contents)
+    }
+}
+
+/// Writes metadata and data; what is zero stays a hole.
+struct SparseFile {
+    file: File,
+}
+
+impl mkext4::RegionSink for SparseFile {
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(&self.file, bytes, offset)
+    }
+
+    fn zeros(&mut self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,381 @@
+//! Pulling: from a name to an image in the store.
+//!
+//! Waiting is async, work is on threads: each layer's bytes go through a bounded channel to a thread of its own, so
+//! a slow disk or processor slows the network down and memory stays bounded. Dropping the future ends it all: the
+//! channels close, the threads find their streams cut off and take their half-made files away.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::thread;
+
+use bytes::{Buf, Bytes};
+use futures_util::future::join;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::layer::{self, Promise};
+use crate::manifest::{Descriptor, Document, Manifest};
+use crate::progress::{Progress, PullProgress};
+use crate::registry::{Client, RegistryAuth};
+use crate::store::{Draft, LayerClaim, LayerState};
+use crate::{DiffId, Digest, Error, Image, ImageConfig, ImageStore, LayerError, Platform, Reference};
+
+/// Layers that travel at the same time; registries answer single streams slowly.
+const PARALLEL_LAYERS: usize = 4;
+
+/// Chunks of one layer between the network and its thread; the network delivers up to 16 KiB at a time.
+const CHUNKS_IN_FLIGHT: usize = 64;
+
+/// Deepest nesting of indexes; one level occurs, two are conceivable.
+const MAX_NESTING: usize = 4;
+
+/// How and when to fetch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PullOptions {
+    /// When to ask the registry.
+    pub policy: PullPolicy,
+    /// Platform to choose where several are offered.
+    pub platform: Platform,
+    /// Who pulls.
+    pub auth: RegistryAuth,
+    /// Registries (`host` or `host:port`, as in the reference) that are spoken to without encryption, besides those
+    /// on this host.
+    pub plain_http_hosts: Vec<String>,
+}
+
+impl Default for PullOptions {
+    fn default() -> Self {
+        Self {
+            policy: PullPolicy::default(),
+            platform: Platform::host_linux(),
+            auth: RegistryAuth::default(),
+            plain_http_hosts: Vec::new(),
+        }
+    }
+}
+
+impl PullOptions {
+    /// The same options with another policy.
+    #[must_use]
+    pub fn with_policy(mut self, policy: PullPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// The same options for another platform.
+    #[must_use]
+    pub fn with_platform(mut self, platform: Platform) -> Self {
+        self.platform = platform;
+        self
+    }
+
+    /// The same options for another user.
+    #[must_use]
+    pub fn with_auth(mut self, auth: RegistryAuth) -> Self {
+        self.auth = auth;
+        self
+    }
+}
+
+/// When the registry is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PullPolicy {
+    /// Only when the store does not have the image.
+    #[default]
+    IfMissing,
+    /// Every time, to learn what the name stands for now; what is there is not fetched again.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What a name stands for on one platform.
+struct Resolved {
+    digest: Digest,
+    bytes: Vec<u8>,
+    manifest: Manifest,
+}
+
+impl ImageStore {
+    /// Brings the image into the store, if it is not there, and names it.
+    ///
+    /// # Errors
+    /// Any [`Error`] about names, registries, documents, layers or the store. Finished layers stay until the next
+    /// collection, so that trying again goes on from there.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the work; nothing half-made stays.
+    pub async fn pull(
+        &self,
+        reference: &Reference,
+        options: &PullOptions,
+        progress: &dyn Progress,
+    ) -> Result<Image, Error> {
+        progress.report(PullProgress::Resolving { reference: reference.clone() });
+        if options.policy != PullPolicy::Always {
+            if let Some(image) = self.cached(reference, options).await? {
+                report_cached(&image, reference, progress);
+                return Ok(image);
+            }
+            if options.policy == PullPolicy::Never {
+                return Err(Error::NotCached { reference: reference.clone() });
+            }
+        }
+        let client = Client::new(reference, &options.auth, &options.plain_http_hosts)?;
+        let resolved = resolve(&client, reference, &options.platform).await?;
+        let store = self.clone();
+        let lease = Arc::new(blocking("lease-store", move || store.lease()).await?);
+        let (store, digest) = (self.clone(), resolved.digest);
+        let existing = blocking("find-image", move || store.image(&digest)).await?;
+        let image = match existing {
+            Some(image) => {
+                report_cached(&image, reference, progress);
+                image
+            }
+            None => {
+                let (config, diff_ids) = self.fetch(&client, reference, &resolved, progress).await?;
+                progress.report(PullProgress::StitchStarted { layer_count: diff_ids.len() });
+                let (store, manifest, lease) = (self.clone(), resolved.bytes, Arc::clone(&lease));
+                blocking("publish-image", move || {
+                    let draft =
+                        Draft { manifest: &manifest, config: &config, diff_ids: &diff_ids };
+                    store.publish(&draft, &lease)
+                })
+                .await?
+            }
+        };
+        let (store, name) = (self.clone(), reference.clone());
+        let named = blocking("name-image", move || {
+            store.write_ref(&name, digest)?;
+            store.image(&digest)
+        })
+        .await?;
+        drop(lease);
+        progress.report(PullProgress::Complete {
+            reference: reference.clone(),
+            layer_count: image.diff_ids().len(),
+        });
+        Ok(named.unwrap_or(image))
+    }
+
+    /// The image from the store, if it is the one that was asked for.
+    async fn cached(
+        &self,
+        reference: &Reference,
+        options: &PullOptions,
+    ) -> Result<Option<Image>, Error> {
+        let (store, name) = (self.clone(), reference.clone());
+        let image = blocking("find-image", move || store.get(&name)).await?;
+        // The same name may have been pulled for another platform.
+        Ok(image.filter(|image| options.platform.accepts(&image.config().platform())))
+    }
+
+    /// Fetches the configuration and every layer that is missing.
+    async fn fetch(
+        &self,
+        client: &Client,
+        reference: &Reference,
+        resolved: &Resolved,
+        progress: &dyn Progress,
+    ) -> Result<(Vec<u8>, Vec<DiffId>), Error> {
+        let layers = &resolved.manifest.layers;
+        progress.report(PullProgress::Resolved {
+            reference: reference.clone(),
+            manifest_digest: resolved.digest,
+            layer_count: layers.len(),
+            total_download_bytes: Some(layers.iter().map(|layer| layer.size).sum()),
+        });
+        let config = client.config(&resolved.manifest.config).await?;
+        let (_, diff_ids) = ImageConfig::parse(&config)?;
+        if diff_ids.len() != layers.len() {
+            return Err(Error::UnevenLayers {
+                digest: resolved.digest,
+                layers: layers.len(),
+                diff_ids: diff_ids.len(),
+            });
+        }
+        let mut jobs = Vec::with_capacity(layers.len());
+        for (index, (layer, diff_id)) in layers.iter().zip(&diff_ids).enumerate() {
+            // A layer may occur twice; waiting for one's own claim would be forever.
+            if !diff_ids[..index].contains(diff_id) {
+                let job = Job { index, layer, diff_id: *diff_id, progress };
+                jobs.push(self.fetch_layer(client, reference, job));
+            }
+        }
+        stream::iter(jobs).buffer_unordered(PARALLEL_LAYERS).try_collect::<()>().await?;
+        Ok((config, diff_ids))
+    }
+
+    /// Makes one layer while it travels, unless it is there or another process is making it.
+    async fn fetch_layer(
+        &self,
+        client: &Client,
+        reference: &Reference,
+        job: Job<'_>,
+    ) -> Result<(), Error> {
+        let (store, diff_id) = (self.clone(), job.diff_id);
+        match blocking("claim-layer", move || store.claim_layer(diff_id)).await? {
+            LayerState::Present => job.report_downloaded(0),
+            LayerState::Claimed(claim) => {
+                job.report_started();
+                let received = self.make_layer(client, reference, &job, claim).await?;
+                job.report_downloaded(received);
+            }
+        }
+        job.report_complete();
+        Ok(())
+    }
+
+    async fn make_layer(
+        &self,
+        client: &Client,
+        reference: &Reference,
+        job: &Job<'_>,
+        claim: LayerClaim,
+    ) -> Result<u64, Error> {
+        let (sink, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+        let promise = Promise {
+            blob: Some((job.layer.digest, job.layer.size)),
+            diff_id: Some(job.diff_id),
+        };
+        let (store, image, layer) = (self.clone(), reference.familiar(), job.layer.digest);
+        let making = blocking("make-layer", move || {
+            let input = Incoming { chunks, chunk: Bytes::new() };
+            layer::build(input, promise, claim.target(&store), &|_| {})
+                .map_err(|source: LayerError| Error::Layer { image, layer, source })?;
+            claim.publish()
+        });
+        let on_bytes = |count| job.report_progress(count);
+        let downloading = client.download(job.layer, sink, &on_bytes);
+        // A broken download also ends the making, as a layer that is cut off: the download knows why.
+        let (downloaded, made) = join(downloading, making).await;
+        let received = downloaded?;
+        made.map(|()| received)
+    }
+}
+
+/// One layer of a pull.
+struct Job<'a> {
+    index: usize,
+    layer: &'a Descriptor,
+    diff_id: DiffId,
+    progress: &'a dyn Progress,
+}
+
+impl Job<'_> {
+    fn report_started(&self) {
+        self.progress.report(PullProgress::LayerMaterializeStarted {
+            layer_index: self.index,
+            diff_id: self.diff_id,
+        });
+    }
+
+    fn report_progress(&self, downloaded_bytes: u64) {
+        self.progress.report(PullProgress::LayerDownloadProgress {
+            layer_index: self.index,
+            digest: self.layer.digest,
+            downloaded_bytes,
+            total_bytes: Some(self.layer.size),
+        });
+    }
+
+    fn report_downloaded(&self, downloaded_bytes: u64) {
+        self.progress.report(PullProgress::LayerDownloadComplete {
+            layer_index: self.index,
+            digest: self.layer.digest,
+            downloaded_bytes,
+        });
+    }
+
+    fn report_complete(&self) {
+        self.progress.report(PullProgress::LayerMaterializeComplete {
+            layer_index: self.index,
+            diff_id: self.diff_id,
+        });
+    }
+}
+
+/// Follows indexes to the manifest for `platform`.
+async fn resolve(
+    client: &Client,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<Resolved, Error> {
+    let mut selector = reference.selector();
+    for _ in 0..=MAX_NESTING {
+        let bytes = client.manifest(&selector).await?;
+        match Document::parse(&bytes)? {
+            Document::Manifest(manifest) => {
+                return Ok(Resolved { digest: Digest::of(&bytes), bytes, manifest });
+            }
+            Document::Index(index) => {
+                let Some(chosen) = index.choose(platform) else {
+                    return Err(Error::NoPlatform {
+                        image: reference.familiar(),
+                        wanted: platform.clone(),
+                        offered: index.platforms(),
+                    });
+                };
+                selector = chosen.digest.to_string();
+            }
+        }
+    }
+    Err(Error::NestedTooDeep { image: reference.familiar(), limit: MAX_NESTING })
+}
+
+fn report_cached(image: &Image, reference: &Reference, progress: &dyn Progress) {
+    let layer_count = image.diff_ids().len();
+    progress.report(PullProgress::Resolved {
+        reference: reference.clone(),
+        manifest_digest: image.digest(),
+        layer_count,
+        total_download_bytes: Some(image.download_bytes()),
+    });
+    progress.report(PullProgress::Complete { reference: reference.clone(), layer_count });
+}
+
+/// Chunks from the network as a reader for a thread.
+struct Incoming {
+    chunks: mpsc::Receiver<Bytes>,
+    chunk: Bytes,
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.chunk = chunk,
+                None => return Ok(0),
+            }
+        }
+        let count = self.chunk.len().min(buffer.len());
+        self.chunk.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}
+
+/// Runs `work` on a thread of its own and waits for it.
+///
+/// Not the runtime's blocking pool: a runtime that is shut down would wait for a thread that waits for another
+/// process. A dropped future leaves the thread to finish by itself; its result is dropped with all it owns.
+pub(crate) async fn blocking<T: Send + 'static>(
+    name: &'static str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let (sender, receiver) = oneshot::channel();
+    let thread = thread::Builder::new()
+        .name(name.into())
+        .spawn(move || {
+            // Nobody waits any more: the result undoes itself.
+            let _ = sender.send(work());
+        })
+        .map_err(|source| Error::WriteStore { path: name.into(), source })?;
+    match receiver.await {
+        Ok(result) => result,
+        Err(_) => match thread.join() {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(()) => unreachable!("a thread that does not panic sends its result"),
+        },
+    }
+}

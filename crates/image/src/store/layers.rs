@@ -1,0 +1,150 @@
+//! Layer files: claimed by one process, waited for by the others, found by all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::files::{create_directory, sync_directory, unique_name, write_fault};
+use super::ImageStore;
+use crate::layer::Target;
+use crate::{DiffId, Error};
+
+/// Ending of files that are being made; each is locked by its maker.
+pub(super) const PARTIAL_SUFFIX: &str = ".partial";
+
+/// What became of asking for a layer.
+#[derive(Debug)]
+pub(crate) enum LayerState {
+    /// It is in the store.
+    Present,
+    /// The caller has to make it; others that ask for it wait until the claim ends.
+    Claimed(LayerClaim),
+}
+
+/// The right to make one layer, and the file to make it in. Dropped without publishing, it leaves nothing.
+#[derive(Debug)]
+pub(crate) struct LayerClaim {
+    partial: Partial,
+    target: PathBuf,
+}
+
+/// A layer that is being made before its diff id is known.
+#[derive(Debug)]
+pub(crate) struct StagedLayer {
+    partial: Partial,
+}
+
+impl ImageStore {
+    pub(crate) fn layer_path(&self, diff_id: DiffId) -> PathBuf {
+        let block_size = self.block_size.bytes();
+        self.layers_dir().join(format!("{}.{block_size}.erofs", diff_id.0.file_stem()))
+    }
+
+    pub(crate) fn has_layer(&self, diff_id: DiffId) -> bool {
+        self.layer_path(diff_id).is_file()
+    }
+
+    /// Finds the layer or claims it. Waits while another process makes it: call where blocking is allowed.
+    pub(crate) fn claim_layer(&self, diff_id: DiffId) -> Result<LayerState, Error> {
+        let target = self.layer_path(diff_id);
+        if target.is_file() {
+            return Ok(LayerState::Present);
+        }
+        create_directory(&self.layers_dir())?;
+        let mut name = target.clone().into_os_string();
+        name.push(PARTIAL_SUFFIX);
+        let partial = Partial::lock(PathBuf::from(name))?;
+        // The maker that was waited for may have finished it meanwhile.
+        if target.is_file() {
+            return Ok(LayerState::Present);
+        }
+        Ok(LayerState::Claimed(LayerClaim { partial, target }))
+    }
+
+    /// A file for a layer whose diff id will be known when it has been read.
+    pub(crate) fn stage_layer(&self) -> Result<StagedLayer, Error> {
+        create_directory(&self.layers_dir())?;
+        let path = self.layers_dir().join(format!("{}{PARTIAL_SUFFIX}", unique_name()));
+        Ok(StagedLayer { partial: Partial::lock(path)? })
+    }
+
+    /// Gives a staged layer its place; one that is already there stays and the new one goes.
+    pub(crate) fn adopt_layer(&self, staged: StagedLayer, diff_id: DiffId) -> Result<(), Error> {
+        match self.claim_layer(diff_id)? {
+            LayerState::Present => Ok(()),
+            LayerState::Claimed(claim) => staged.partial.publish(&claim.target),
+        }
+    }
+}
+
+impl LayerClaim {
+    pub(crate) fn target<'a>(&'a self, store: &ImageStore) -> Target<'a> {
+        self.partial.target(store)
+    }
+
+    /// Makes the layer visible, durably.
+    pub(crate) fn publish(self) -> Result<(), Error> {
+        self.partial.publish(&self.target)
+    }
+}
+
+impl StagedLayer {
+    pub(crate) fn target<'a>(&'a self, store: &ImageStore) -> Target<'a> {
+        self.partial.target(store)
+    }
+}
+
+/// A locked, empty file with a temporary name. The file is its own lock: nothing else has to be cleaned up.
+#[derive(Debug)]
+struct Partial {
+    file: File,
+    path: PathBuf,
+}
+
+impl Partial {
+    fn lock(path: PathBuf) -> Result<Self, Error> {
+        let attempt = || -> io::Result<Option<File>> {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)?;
+            file.lock()?;
+            // The file may have been published or removed while it was waited for: then it is not ours.
+            let ours = file.metadata()?;
+            let named = fs::metadata(&path);
+            let same = named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()));
+            if same {
+                file.set_len(0)?;
+            }
+            Ok(same.then_some(file))
+        };
+        loop {
+            if let Some(file) = attempt().map_err(|source| write_fault(&path, source))? {
+                return Ok(Self { file, path });
+            }
+        }
+    }
+
+    fn target<'a>(&'a self, store: &ImageStore) -> Target<'a> {
+        Target { file: &self.file, path: &self.path, block_size: store.block_size }
+    }
+
+    fn publish(self, target: &Path) -> Result<(), Error> {
+        let publish = || {
+            self.file.sync_all()?;
+            fs::rename(&self.path, target)
+        };
+        publish().map_err(|source| write_fault(target, source))?;
+        sync_directory(target.parent().unwrap_or(target))
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // After publishing there is nothing of this name; a failure leaves it to the next collection.
+        let _ = fs::remove_file(&self.path);
+    }
+}
