@@ -1,1 +1,55 @@
-//! Placeholder.
+//! Run untrusted workloads in local microVMs: no daemon, no root, no account.
+//!
+//! ```no_run
+//! use microsandbox::Sandbox;
+//!
+//! #[tokio::main]
+//! async fn main() -> anyhow::Result<()> {
+//!     microsandbox::reexec::init();
+//!     let sandbox = Sandbox::builder("demo").image("python").cpus(1).memory(512).create().await?;
+//!     let output = sandbox.exec("python3", ["-c", "print(6 * 7)"]).await?;
+//!     print!("{}", output.stdout()?);
+//!     sandbox.stop().await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A sandbox belongs to the process that created it and ends with it, however that process ends;
+//! [`Sandbox::create_detached`] and [`Sandbox::detach`] make one that lives on. State is kept under
+//! `$MSB_HOME`; every program and shell that uses the same home sees the same sandboxes.
+#![forbid(unsafe_code)]
+
+pub mod doctor;
+pub mod env;
+pub mod exec;
+pub mod image;
+pub mod reexec;
+
+mod builder;
+mod config;
+mod create;
+mod error;
+mod filter;
+mod handle;
+mod home;
+mod names;
+mod sandbox;
+mod status;
+
+pub use builder::SandboxBuilder;
+pub use config::{
+    IntoImage, Mebibytes, OciRootfsSource, PullPolicy, RootfsSource, SandboxConfig, SizeExt,
+};
+pub use create::PullProgressHandle;
+pub use error::{BootError, BootErrorStage, ExecFailed, MicrosandboxError, MicrosandboxResult};
+pub use exec::{
+    ExecEvent, ExecHandle, ExecOptionsBuilder, ExecOutput, ExecSink, ExitStatus, Rlimit,
+    RlimitResource, StdinMode,
+};
+pub use filter::SandboxFilter;
+pub use handle::{LogSource, RunInfo, SandboxHandle};
+pub use microsandbox_image::{Progress, PullProgress, Reference};
+pub use microsandbox_runtime::{Accel, BootTimes, EndReason, VmmChoice, VmmKind};
+pub use names::{MAX_HOSTNAME_BYTES, MAX_SANDBOX_NAME_BYTES, validate_sandbox_name};
+pub use sandbox::{Sandbox, SandboxStopResult};
+pub use status::SandboxStatus;

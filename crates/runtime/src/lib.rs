@@ -35,3 +35,6 @@ pub use vmm::{
     Accel, Capabilities, Driver, KvmProbe, SelectedVmm, VmmChoice, VmmKind, find_qemu, probe_kvm,
     select_vmm,
 };
+
+/// The wire to the agent, for those who build requests.
+pub use microsandbox_protocol as wire;

@@ -33,6 +33,18 @@ impl SandboxLock {
     /// # Errors
     /// [`Error::Locked`] when another process holds it, [`Error::File`] otherwise.
     pub fn acquire(path: &Path) -> Result<Self> {
+        Self::take(path, |lock| FcntlArg::F_OFD_SETLK(lock))
+    }
+
+    /// Takes the lock at `path` once its holder lets go of it. Blocks until then.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub(crate) fn acquire_when_free(path: &Path) -> Result<Self> {
+        Self::take(path, |lock| FcntlArg::F_OFD_SETLKW(lock))
+    }
+
+    fn take(path: &Path, how: impl Fn(&libc::flock) -> FcntlArg<'_>) -> Result<Self> {
         loop {
             let file = OpenOptions::new()
                 .read(true)
@@ -42,8 +54,9 @@ impl SandboxLock {
                 .mode(0o600)
                 .open(path)
                 .map_err(Error::file("open the lock", path))?;
-            match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+            match fcntl(&file, how(&whole_file(libc::F_WRLCK))) {
                 Ok(_) => {}
+                Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN | Errno::EACCES) => {
                     return Err(Error::Locked { path: path.to_owned() });
                 }

@@ -20,6 +20,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Error, ExitRecord, Result, RunRecord, SandboxLock};
@@ -88,6 +92,35 @@ impl SandboxDir {
     /// [`Error::Locked`] when another process holds the sandbox, [`Error::File`] otherwise.
     pub fn lock(&self) -> Result<SandboxLock> {
         SandboxLock::acquire(&self.lock_path())
+    }
+
+    /// Takes the lock once its holder lets go of it. Blocks until then.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn lock_when_free(&self) -> Result<SandboxLock> {
+        SandboxLock::acquire_when_free(&self.lock_path())
+    }
+
+    /// Ends a supervisor that serves no relay: one that is still booting, or hangs. Blocks until it
+    /// has let go of the sandbox; returns at once when there is none.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the records cannot be read.
+    pub fn end_supervisor(&self) -> Result<()> {
+        if !self.is_held()? {
+            return Ok(());
+        }
+        // The pid is that of the lock's holder as long as the lock is held: asked again below.
+        if let Some(run) = self.run_record()?
+            && self.is_held()?
+            && let Ok(pid) = i32::try_from(run.pid)
+        {
+            tracing::info!(pid, "ending a supervisor without a relay");
+            // One that is gone already has let go.
+            let _gone = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        self.lock_when_free().map(drop)
     }
 
     /// Whether a process owns the sandbox now. Changes nothing.

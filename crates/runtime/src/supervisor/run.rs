@@ -44,11 +44,11 @@ pub(super) async fn run(orders: Orders) -> io::Result<()> {
     let (end, clients) = live(&config, &dir, &mut record, &mut masters).await;
     tracing::info!(reason = %end.reason, forced = end.forced, "sandbox ended");
     finish(&config, &dir, &end);
+    // Whoever hears of the end may take the lock at once: it must be free by then.
+    drop(lock);
     if record.ready_at.is_none() {
         masters.tell(&Progress::Failed(Box::new(end))).await;
     }
-    // Whoever sees its link close may take the lock at once: it must be free by then.
-    drop(lock);
     drop(clients);
     Ok(())
 }

@@ -1,0 +1,307 @@
+//! Making a sandbox, and undoing all of it when a step fails.
+
+use std::{
+    fs::File,
+    io::Read,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use microsandbox_db::{Catalogue, NewSandbox, SandboxRow};
+use microsandbox_image::{Image, Progress, PullProgress, Silent, ext4};
+use microsandbox_runtime::{
+    AgentClient, LaunchConfig, SandboxDir, SandboxLock, launch, wire::ExecDefaults,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use crate::{
+    MicrosandboxError, MicrosandboxResult, Sandbox, SandboxConfig, SandboxHandle,
+    config::STOP_TIMEOUT,
+    home::{Home, Machinery},
+    image,
+    names::hostname_from_sandbox_name,
+};
+
+/// Whose the sandbox is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// The process's that creates it; it ends with that process.
+    Attached,
+    /// Nobody's; it lives on.
+    Detached,
+}
+
+/// Longest boot. Emulated on a busy machine it takes seconds; what takes minutes does not come.
+const BOOT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
+
+const RANDOM: &str = "/dev/urandom";
+
+/// Receives what a pull tells while a sandbox is created.
+#[derive(Debug)]
+pub struct PullProgressHandle {
+    events: mpsc::UnboundedReceiver<PullProgress>,
+}
+
+impl PullProgressHandle {
+    /// The next event; `None` once there will be no more.
+    pub async fn recv(&mut self) -> Option<PullProgress> {
+        self.events.recv().await
+    }
+}
+
+pub(crate) fn with_progress(
+    config: SandboxConfig,
+    mode: Mode,
+) -> (PullProgressHandle, JoinHandle<MicrosandboxResult<Sandbox>>) {
+    let (sender, events) = mpsc::unbounded_channel();
+    let progress = Arc::new(move |event| {
+        // A caller that dropped the handle does not want to know.
+        let _unheard = sender.send(event);
+    });
+    let task = tokio::spawn(create(config, mode, progress));
+    (PullProgressHandle { events }, task)
+}
+
+pub(crate) async fn create_silently(
+    config: SandboxConfig,
+    mode: Mode,
+) -> MicrosandboxResult<Sandbox> {
+    create(config, mode, Arc::new(Silent)).await
+}
+
+/// Creates and starts a sandbox.
+///
+/// The work is done on a task of its own: when the caller drops this future, that task notices and
+/// undoes what it has done.
+async fn create(
+    config: SandboxConfig,
+    mode: Mode,
+    progress: Arc<dyn Progress>,
+) -> MicrosandboxResult<Sandbox> {
+    config.validate()?;
+    let home = Home::from_env()?;
+    let (wanted, unwanted) = oneshot::channel::<()>();
+    let task = tokio::spawn(async move {
+        let mut half_made = HalfMade::default();
+        let made = tokio::select! {
+            made = make(&home, config, mode, &*progress, &mut half_made) => made,
+            _ = unwanted => Err(MicrosandboxError::InvalidConfig("creation was given up".into())),
+        };
+        match made {
+            Ok(sandbox) => Ok(sandbox),
+            Err(error) => {
+                half_made.undo().await;
+                Err(error)
+            }
+        }
+    });
+    let made = task.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    drop(wanted);
+    made
+}
+
+async fn make(
+    home: &Home,
+    mut config: SandboxConfig,
+    mode: Mode,
+    progress: &dyn Progress,
+    half_made: &mut HalfMade,
+) -> MicrosandboxResult<Sandbox> {
+    home.ensure()?;
+    let machinery = home.machinery().await?;
+    let image = image::ensure(home, &config, progress).await?;
+    config.merge_image_defaults(image.config());
+    config.manifest_digest = Some(image.digest().to_string());
+    let catalogue = home.catalogue().await?;
+    heal(home, &catalogue).await;
+    if config.replace_existing {
+        replace(home, &config).await?;
+    }
+    let dir = home.sandbox_dir(&config.name)?;
+    let lock = claim(&catalogue, &dir, &config.name).await?;
+    half_made.dir = Some(dir.clone());
+    format_upper(&dir, config.upper_bytes()).await?;
+    let new = NewSandbox {
+        name: config.name.clone(),
+        config_json: to_json(&config)?,
+        ephemeral: config.ephemeral,
+        manifest_digest: config.manifest_digest.clone(),
+        labels: config.labels.clone(),
+    };
+    let row = catalogue.insert_sandbox(&new).await?;
+    half_made.row = Some((catalogue, row));
+    boot(home, &machinery, &image, config, (dir, lock), mode).await
+}
+
+/// Starts a sandbox that is defined and whose disks are there.
+pub(crate) async fn start(
+    home: &Home,
+    config: SandboxConfig,
+    mode: Mode,
+) -> MicrosandboxResult<Sandbox> {
+    let machinery = home.machinery().await?;
+    let image = image::pinned(home, &config)?;
+    let dir = home.sandbox_dir(&config.name)?;
+    let lock = dir.lock().map_err(|error| match error {
+        microsandbox_runtime::Error::Locked { .. } => {
+            MicrosandboxError::SandboxStillRunning(config.name.clone())
+        }
+        other => other.into(),
+    })?;
+    boot(home, &machinery, &image, config, (dir, lock), mode).await
+}
+
+async fn boot(
+    home: &Home,
+    machinery: &Machinery,
+    image: &Image,
+    config: SandboxConfig,
+    (dir, lock): (SandboxDir, SandboxLock),
+    mode: Mode,
+) -> MicrosandboxResult<Sandbox> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let asked_at_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+    let orders = LaunchConfig {
+        name: config.name.clone(),
+        dir: dir.path().to_owned(),
+        run_id: format!("{asked_at_us:x}-{:x}", std::process::id()),
+        vcpus: config.cpus,
+        memory_mib: config.memory_mib,
+        guest: machinery.guest.clone(),
+        lower: image.disk().to_owned(),
+        vmm: machinery.vmm.clone(),
+        hostname: config
+            .hostname
+            .clone()
+            .unwrap_or_else(|| hostname_from_sandbox_name(&config.name)),
+        defaults: ExecDefaults {
+            env: config.env.clone(),
+            cwd: config.workdir.clone(),
+            user: config.user.clone(),
+        },
+        boot_timeout: BOOT_TIMEOUT,
+        stop_timeout: STOP_TIMEOUT,
+        ephemeral: config.ephemeral,
+        asked_at_us,
+        log: home.log().to_owned(),
+    };
+    let launched = launch(&machinery.program, &orders, lock).await?;
+    let client = AgentClient::connect(&dir).await?;
+    let owner = match mode {
+        Mode::Attached => Some(launched.owner),
+        Mode::Detached => {
+            launched.owner.detach().await?;
+            None
+        }
+    };
+    Ok(Sandbox::new(config, dir, client, owner))
+}
+
+/// Takes a name that nobody has.
+async fn claim(
+    catalogue: &Catalogue,
+    dir: &SandboxDir,
+    name: &str,
+) -> MicrosandboxResult<SandboxLock> {
+    let taken = || MicrosandboxError::SandboxAlreadyExists(name.to_owned());
+    if catalogue.sandbox(name).await?.is_some() {
+        return Err(taken());
+    }
+    let lock = match dir.create_locked() {
+        Err(microsandbox_runtime::Error::Locked { .. }) => return Err(taken()),
+        other => other?,
+    };
+    // Somebody may have finished between the two looks.
+    if catalogue.sandbox(name).await?.is_some() {
+        return Err(taken());
+    }
+    Ok(lock)
+}
+
+async fn replace(home: &Home, config: &SandboxConfig) -> MicrosandboxResult<()> {
+    match SandboxHandle::find(home, &config.name).await {
+        Ok(existing) => {
+            existing.stop_within(config.replace_with_timeout).await?;
+            existing.remove().await
+        }
+        Err(MicrosandboxError::SandboxNotFound(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn format_upper(dir: &SandboxDir, size_bytes: u64) -> MicrosandboxResult<()> {
+    let path = dir.upper_path();
+    let mut uuid = [0; 16];
+    File::open(RANDOM)
+        .and_then(|mut random| random.read_exact(&mut uuid))
+        .map_err(MicrosandboxError::file("read", RANDOM))?;
+    let format = move || ext4::format(&path, &ext4::UpperOptions::new(size_bytes, uuid), &[]);
+    let formatted = tokio::task::spawn_blocking(format).await;
+    Ok(formatted.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
+}
+
+pub(crate) fn to_json(config: &SandboxConfig) -> MicrosandboxResult<String> {
+    serde_json::to_string(config)
+        .map_err(|source| MicrosandboxError::Json { name: config.name.clone(), source })
+}
+
+/// Removes what commands that were killed have left: directories without a row, and ephemeral
+/// sandboxes whose run is over. Failures are logged; the next command tries again.
+pub(crate) async fn heal(home: &Home, catalogue: &Catalogue) {
+    if let Err(error) = try_heal(home, catalogue).await {
+        tracing::warn!(%error, "could not clean up after an earlier command");
+    }
+}
+
+async fn try_heal(home: &Home, catalogue: &Catalogue) -> MicrosandboxResult<()> {
+    let rows = catalogue.sandboxes(&microsandbox_db::SandboxFilter::default()).await?;
+    for row in rows.iter().filter(|row| row.ephemeral) {
+        let dir = home.sandbox_dir(&row.name)?;
+        // A held lock means that it runs or is being made.
+        if let Ok(lock) = dir.create_locked() {
+            catalogue.remove_sandbox(row.id).await?;
+            dir.remove(&lock)?;
+        }
+    }
+    let Ok(entries) = std::fs::read_dir(home.sandboxes_path()) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let known = rows.iter().any(|row| row.name == name);
+        let Some(dir) = (!known).then(|| home.sandbox_dir(&name).ok()).flatten() else { continue };
+        if let Ok(lock) = dir.lock()
+            && catalogue.sandbox(&name).await?.is_none()
+        {
+            dir.remove(&lock)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a creation has made so far.
+#[derive(Debug, Default)]
+struct HalfMade {
+    dir: Option<SandboxDir>,
+    row: Option<(Catalogue, SandboxRow)>,
+}
+
+impl HalfMade {
+    /// Takes it all back. What cannot be taken back is logged, and healed by the next command.
+    async fn undo(self) {
+        if let Some((catalogue, row)) = self.row
+            && let Err(error) = catalogue.remove_sandbox(row.id).await
+        {
+            tracing::warn!(%error, sandbox = row.name, "could not undo the definition");
+        }
+        let Some(dir) = self.dir else { return };
+        // The supervisor, if there was one, lets go of the lock when the VM is gone.
+        let undo = move || dir.lock_when_free().and_then(|lock| dir.remove(&lock));
+        match tokio::task::spawn_blocking(undo).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "could not undo the directory"),
+            Err(error) => tracing::warn!(%error, "could not undo the directory"),
+        }
+    }
+}

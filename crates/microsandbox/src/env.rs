@@ -1,0 +1,38 @@
+//! Environment variables: every one that this project reads, in one place.
+//!
+//! | variable | meaning | default |
+//! |---|---|---|
+//! | `MSB_HOME` | directory of all state | `~/.microsandbox` |
+//! | `MSB_PATH` | the `msb` that supervises sandboxes of programs without [`crate::reexec::init`] | looked for |
+//! | `MSB_VMM` | `auto`, `libkrun` or `qemu` | `auto` |
+//! | `MSB_KERNEL` | guest kernel to boot, an uncompressed ELF | the installed one |
+//! | `MSB_LOG` | log directives, as `RUST_LOG` has them | `warn` |
+//! | `HOME`, `PATH` | as everywhere | |
+
+use std::ffi::OsString;
+
+/// Directory of all state.
+pub const MSB_HOME: &str = "MSB_HOME";
+/// The `msb` that supervises sandboxes of programs that cannot do so themselves.
+pub const MSB_PATH: &str = "MSB_PATH";
+/// Which VMM to use.
+pub const MSB_VMM: &str = "MSB_VMM";
+/// Guest kernel to boot.
+pub const MSB_KERNEL: &str = "MSB_KERNEL";
+/// Log directives.
+pub const MSB_LOG: &str = "MSB_LOG";
+/// The user's directory.
+pub const HOME: &str = "HOME";
+/// Where programs are looked for.
+pub const PATH: &str = "PATH";
+
+/// The value of a variable; one that is empty counts as not set.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+pub fn read(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// The value of a variable as text; bytes that are none are replaced.
+pub fn read_text(name: &str) -> Option<String> {
+    read(name).map(|value| value.to_string_lossy().into_owned())
+}

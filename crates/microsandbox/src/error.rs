@@ -1,0 +1,273 @@
+//! Errors of the public API.
+
+use std::{path::PathBuf, time::Duration};
+
+use microsandbox_runtime::{BootStep, EndReason, ExitRecord};
+
+/// Result of the public API.
+pub type MicrosandboxResult<T> = Result<T, MicrosandboxError>;
+
+/// Why an operation on a sandbox or an image stopped.
+///
+/// [`MicrosandboxError::hint`] has the remedy, where one is known; the sources say what lies
+/// beneath.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MicrosandboxError {
+    /// A sandbox did not come up.
+    #[error("sandbox '{name}' did not start: {err}")]
+    BootStart {
+        /// Its name.
+        name: String,
+        /// What stopped it.
+        err: Box<BootError>,
+    },
+    /// The catalogue of sandboxes could not be used.
+    #[error("use the catalogue of sandboxes")]
+    Database(#[source] microsandbox_db::Error),
+    /// A command could not be started in the guest.
+    #[error(transparent)]
+    ExecFailed(ExecFailed),
+    /// A command was killed because its time was up.
+    #[error("the command did not end within {0:?}")]
+    ExecTimeout(Duration),
+    /// A file of the home could not be used.
+    #[error("{action} {}", path.display())]
+    File {
+        /// What was attempted.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the kernel reported.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An image operation stopped.
+    #[error("use the image")]
+    Image(#[source] microsandbox_image::Error),
+    /// A value given by the caller is not possible.
+    #[error("invalid config: {0}")]
+    InvalidConfig(String),
+    /// The stored definition of a sandbox cannot be read.
+    #[error("read the definition of sandbox '{name}'")]
+    Json {
+        /// Its name.
+        name: String,
+        /// Where reading stopped.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// No program is there to supervise sandboxes.
+    #[error("find a program to supervise sandboxes: this one does not, and there is no `msb`")]
+    ProgramNotFound,
+    /// A process of a sandbox could not be started or reached.
+    #[error("run the sandbox")]
+    Runtime(#[source] microsandbox_runtime::Error),
+    /// A sandbox of that name exists.
+    #[error("sandbox '{0}' already exists; remove it, start the stopped sandbox, or recreate with .replace()")]
+    SandboxAlreadyExists(String),
+    /// Another command works on the sandbox at this moment.
+    #[error("sandbox '{0}' is in use by another command")]
+    SandboxBusy(String),
+    /// A sandbox ended while something was to be done in it.
+    #[error("sandbox '{name}' ended: {reason}")]
+    SandboxEnded {
+        /// Its name.
+        name: String,
+        /// Why, as its exit record says.
+        reason: EndReason,
+    },
+    /// No sandbox has that name.
+    #[error("no sandbox is named '{0}'")]
+    SandboxNotFound(String),
+    /// The sandbox must run for this.
+    #[error("sandbox '{name}' is not running (status: {status:?})")]
+    SandboxNotRunning {
+        /// Its name.
+        name: String,
+        /// What it is instead.
+        status: crate::SandboxStatus,
+    },
+    /// The sandbox must be stopped for this.
+    #[error("sandbox '{0}' is still running")]
+    SandboxStillRunning(String),
+    /// The image a sandbox was made from is not in the store any more.
+    #[error("sandbox '{name}' cannot start: its image {digest} is not in the store")]
+    SandboxImageMissing {
+        /// Its name.
+        name: String,
+        /// Digest of the manifest it pins.
+        digest: String,
+    },
+    /// What was asked for cannot be done here.
+    #[error("{feature} is available only {available_when}")]
+    Unsupported {
+        /// What was asked for.
+        feature: String,
+        /// What it needs.
+        available_when: String,
+    },
+}
+
+impl MicrosandboxError {
+    /// What the user can do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::BootStart { err, .. } => err.hint.clone(),
+            Self::Database(source) => source.hint(),
+            Self::Image(source) => source.hint(),
+            Self::ProgramNotFound => Some(
+                "call microsandbox::reexec::init() first in main, or install msb with `cargo xtask \
+                 setup` (MSB_PATH names one elsewhere)"
+                    .into(),
+            ),
+            Self::Runtime(source) => source.hint(),
+            Self::SandboxAlreadyExists(name) => Some(format!("msb rm {name}")),
+            Self::SandboxBusy(_) => Some("wait for it to finish, then try again".into()),
+            Self::SandboxNotFound(_) => Some("`msb ls` shows the sandboxes there are".into()),
+            Self::SandboxNotRunning { name, .. } => Some(format!("msb start {name}")),
+            Self::SandboxStillRunning(name) => {
+                Some(format!("msb stop {name}, or msb rm -f {name}"))
+            }
+            Self::SandboxImageMissing { .. } => Some("load or pull the same image again".into()),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn file(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { action, path, source }
+    }
+}
+
+impl From<microsandbox_runtime::Error> for MicrosandboxError {
+    fn from(error: microsandbox_runtime::Error) -> Self {
+        match error {
+            microsandbox_runtime::Error::Boot { name, record } => {
+                Self::BootStart { name, err: Box::new(BootError::from(*record)) }
+            }
+            microsandbox_runtime::Error::Exec { program, failed } => {
+                Self::ExecFailed(ExecFailed::new(program, &failed))
+            }
+            other => Self::Runtime(other),
+        }
+    }
+}
+
+impl From<microsandbox_db::Error> for MicrosandboxError {
+    fn from(error: microsandbox_db::Error) -> Self {
+        match error {
+            microsandbox_db::Error::NameTaken { name } => Self::SandboxAlreadyExists(name),
+            other => Self::Database(other),
+        }
+    }
+}
+
+impl From<microsandbox_image::Error> for MicrosandboxError {
+    fn from(error: microsandbox_image::Error) -> Self {
+        Self::Image(error)
+    }
+}
+
+/// What stopped a boot, and the evidence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct BootError {
+    /// When it ended, RFC 3339.
+    pub t: String,
+    /// What was being done.
+    pub stage: BootErrorStage,
+    /// What happened, with the object it happened to.
+    pub message: String,
+    /// The last of the guest's console, at most 8 KiB.
+    pub console_tail: String,
+    /// The remedy, where one is known.
+    pub hint: Option<String>,
+}
+
+/// Steps of a boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BootErrorStage {
+    /// The guest kernel, up to its agent.
+    Kernel,
+    /// The agent putting file systems together.
+    Mount,
+    /// It was ended before it was up.
+    Other,
+    /// A first command, run as a test.
+    SelfTest,
+    /// The VMM process.
+    Vmm,
+}
+
+impl From<ExitRecord> for BootError {
+    fn from(record: ExitRecord) -> Self {
+        let stage = match &record.reason {
+            EndReason::BootFailed { step: BootStep::Vmm, .. } => BootErrorStage::Vmm,
+            EndReason::BootFailed { step: BootStep::Kernel, .. } => BootErrorStage::Kernel,
+            EndReason::BootFailed { step: BootStep::Guest(_), .. } => BootErrorStage::Mount,
+            EndReason::BootFailed { step: BootStep::SelfTest, .. } => BootErrorStage::SelfTest,
+            _ => BootErrorStage::Other,
+        };
+        Self {
+            t: record.at.to_rfc3339(),
+            stage,
+            message: record.reason.to_string(),
+            hint: record.reason.hint(),
+            console_tail: record.console_tail,
+        }
+    }
+}
+
+/// Why a command could not be started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ExecFailed {
+    /// What was wrong.
+    pub kind: microsandbox_runtime::wire::ExecFailure,
+    /// Error number of the guest kernel, if it reported one.
+    pub errno: Option<i32>,
+    /// The object it failed on.
+    pub object: String,
+    /// All of it as one sentence.
+    pub message: String,
+}
+
+impl ExecFailed {
+    fn new(program: String, failed: &microsandbox_runtime::wire::ExecFailed) -> Self {
+        use microsandbox_runtime::wire::ExecFailure as Failure;
+        let object = &failed.object;
+        let errno = (failed.errno != 0).then_some(failed.errno);
+        let why = errno.map_or_else(String::new, |errno| {
+            format!(": {}", std::io::Error::from_raw_os_error(errno))
+        });
+        let message = match failed.failure {
+            Failure::NotFound => format!("{program}: no such command in the guest"),
+            Failure::PermissionDenied => format!("{program}: permission denied"),
+            Failure::NotExecutable => format!("{program}: not a program this machine runs"),
+            Failure::BadCwd => format!("cannot enter the working directory {object}{why}"),
+            Failure::BadArgs => format!("{program}: arguments or environment refused{why}"),
+            Failure::ResourceLimit => format!("{program}: limit refused: {object}{why}"),
+            Failure::BadUser => format!("no such user or group in the guest: {object}{why}"),
+            Failure::OutOfMemory => format!("{program}: the guest has no memory for it"),
+            Failure::Terminal => format!("{program}: no terminal could be opened{why}"),
+            Failure::ShuttingDown => "the sandbox is stopping and starts nothing more".into(),
+            _ => format!("{program}: could not be started: {object}{why}"),
+        };
+        Self { kind: failed.failure, errno, object: object.clone(), message }
+    }
+
+    /// The code a shell gives for it: 127 not found, 126 not executable, 125 otherwise.
+    pub fn shell_code(&self) -> i32 {
+        use microsandbox_runtime::wire::ExecFailure as Failure;
+        match self.kind {
+            Failure::NotFound => 127,
+            Failure::PermissionDenied | Failure::NotExecutable => 126,
+            _ => 125,
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! A sandbox of the catalogue, running or not.
+
+use std::{path::PathBuf, time::Duration};
+
+use chrono::{DateTime, Utc};
+use microsandbox_db::SandboxRow;
+use microsandbox_runtime::{Accel, AgentClient, BootTimes, EndReason, SandboxDir, VmmKind};
+
+use crate::{
+    MicrosandboxError, MicrosandboxResult, Sandbox, SandboxConfig, SandboxFilter, SandboxStatus,
+    SandboxStopResult,
+    config::STOP_TIMEOUT,
+    create::{self, Mode},
+    home::Home,
+    sandbox::{ended, stop_result},
+    status::reconcile,
+};
+
+/// What is known of a sandbox, and what can be done to it from outside.
+///
+/// The status is that of the moment the handle was made; [`Sandbox::get`] looks again.
+#[derive(Debug, Clone)]
+pub struct SandboxHandle {
+    home: Home,
+    row: SandboxRow,
+    dir: SandboxDir,
+    status: SandboxStatus,
+}
+
+/// The last run of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunInfo {
+    /// Which VMM.
+    pub vmm: VmmKind,
+    /// How guest code was executed.
+    pub accel: Accel,
+    /// When it began.
+    pub started_at: DateTime<Utc>,
+    /// Host times of the boot.
+    pub boot: BootTimes,
+    /// `uname -r` of the guest, once it was up.
+    pub kernel_release: Option<String>,
+    /// Why it ended, if it has.
+    pub end: Option<EndReason>,
+    /// The last of the guest's console, if it has ended.
+    pub console_tail: Option<String>,
+}
+
+/// The logs of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogSource {
+    /// The guest's console.
+    Kernel,
+    /// The supervisor and the VMM.
+    Runtime,
+}
+
+impl SandboxHandle {
+    pub(crate) async fn find(home: &Home, name: &str) -> MicrosandboxResult<Self> {
+        let missing = || MicrosandboxError::SandboxNotFound(name.to_owned());
+        // A name that cannot be is one that nothing has.
+        home.sandbox_dir(name).map_err(|_| missing())?;
+        let catalogue = home.existing_catalogue()?.ok_or_else(missing)?;
+        let row = catalogue.sandbox(name).await?.ok_or_else(missing)?;
+        Self::new(home, row)
+    }
+
+    pub(crate) async fn all(home: &Home, filter: SandboxFilter) -> MicrosandboxResult<Vec<Self>> {
+        let Some(catalogue) = home.existing_catalogue()? else { return Ok(Vec::new()) };
+        let rows = catalogue.sandboxes(&filter.into_query()).await?;
+        let handles: MicrosandboxResult<Vec<Self>> =
+            rows.into_iter().map(|row| Self::new(home, row)).collect();
+        // An ephemeral sandbox whose run is over is gone; its row goes with the next command.
+        let gone = |handle: &Self| handle.row.ephemeral && !handle.status.is_alive();
+        Ok(handles?.into_iter().filter(|handle| !gone(handle)).collect())
+    }
+
+    fn new(home: &Home, row: SandboxRow) -> MicrosandboxResult<Self> {
+        let dir = home.sandbox_dir(&row.name)?;
+        let status = status_of(&dir)?;
+        Ok(Self { home: home.clone(), row, dir, status })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.row.name
+    }
+
+    /// What state it was in when this handle was made.
+    pub fn status(&self) -> SandboxStatus {
+        self.status
+    }
+
+    /// Its definition as stored.
+    pub fn config_json(&self) -> &str {
+        &self.row.config_json
+    }
+
+    /// Its definition.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Json`] when another version stored something else.
+    pub fn config(&self) -> MicrosandboxResult<SandboxConfig> {
+        serde_json::from_str(&self.row.config_json)
+            .map_err(|source| MicrosandboxError::Json { name: self.row.name.clone(), source })
+    }
+
+    /// When it was created.
+    pub fn created_at(&self) -> Option<DateTime<Utc>> {
+        Some(self.row.created_at.into())
+    }
+
+    /// When its definition last changed.
+    pub fn updated_at(&self) -> Option<DateTime<Utc>> {
+        Some(self.row.updated_at.into())
+    }
+
+    /// Its last run, if it ever ran.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Runtime`] when the records cannot be read.
+    pub fn last_run(&self) -> MicrosandboxResult<Option<RunInfo>> {
+        let Some(run) = self.dir.run_record()? else { return Ok(None) };
+        let exit = self.dir.exit_record()?.filter(|exit| exit.run_id == run.run_id);
+        let (end, console_tail) = exit.map(|exit| (exit.reason, exit.console_tail)).unzip();
+        Ok(Some(RunInfo {
+            vmm: run.vmm,
+            accel: run.accel,
+            started_at: run.started_at,
+            boot: run.boot,
+            kernel_release: run.guest.map(|guest| guest.kernel_release),
+            end,
+            console_tail,
+        }))
+    }
+
+    /// The file a log is in; it need not exist.
+    pub fn log_path(&self, source: LogSource) -> PathBuf {
+        match source {
+            LogSource::Kernel => self.dir.kernel_log_path(),
+            LogSource::Runtime => self.dir.runtime_log_path(),
+        }
+    }
+
+    /// The directory of its disk, records and logs.
+    pub fn path(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
+    /// Starts it; it ends with this process.
+    ///
+    /// # Errors
+    /// As [`Sandbox::start`].
+    pub async fn start(&self) -> MicrosandboxResult<Sandbox> {
+        create::start(&self.home, self.config()?, Mode::Attached).await
+    }
+
+    /// Starts it; it lives on after this process.
+    ///
+    /// # Errors
+    /// As [`Sandbox::start`].
+    pub async fn start_detached(&self) -> MicrosandboxResult<Sandbox> {
+        create::start(&self.home, self.config()?, Mode::Detached).await
+    }
+
+    /// Connects to it while it runs. Dropping what this gives leaves it running.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::SandboxNotRunning`].
+    pub async fn connect(&self) -> MicrosandboxResult<Sandbox> {
+        let client = match AgentClient::connect(&self.dir).await {
+            Err(microsandbox_runtime::Error::Connect { .. }) => {
+                let status = status_of(&self.dir)?;
+                return Err(MicrosandboxError::SandboxNotRunning {
+                    name: self.row.name.clone(),
+                    status,
+                });
+            }
+            other => other?,
+        };
+        Ok(Sandbox::new(self.config()?, self.dir.clone(), client, None))
+    }
+
+    /// Ends it in order; one that does not run is left as it is. See [`Sandbox::stop`].
+    ///
+    /// # Errors
+    /// As [`Sandbox::stop`].
+    pub async fn stop(&self) -> MicrosandboxResult<()> {
+        self.stop_within(STOP_TIMEOUT).await.map(drop)
+    }
+
+    /// As [`SandboxHandle::stop`] with another time for the orderly end; says how it went.
+    ///
+    /// # Errors
+    /// As [`Sandbox::stop`].
+    pub async fn stop_within(&self, timeout: Duration) -> MicrosandboxResult<SandboxStopResult> {
+        match AgentClient::connect(&self.dir).await {
+            Ok(client) => {
+                client.stop(timeout);
+                ended(&client, timeout).await?;
+            }
+            // No relay: it is booting, ending, or not running at all.
+            Err(microsandbox_runtime::Error::Connect { .. }) => {
+                let dir = self.dir.clone();
+                let end = tokio::task::spawn_blocking(move || dir.end_supervisor());
+                end.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        stop_result(&self.row.name, &self.dir)
+    }
+
+    /// Ends it at once. What the guest had not yet written to its disk is lost.
+    ///
+    /// # Errors
+    /// As [`Sandbox::stop`].
+    pub async fn kill(&self) -> MicrosandboxResult<()> {
+        self.stop_within(Duration::ZERO).await.map(drop)
+    }
+
+    /// Removes it while it is stopped: definition, disk, logs.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::SandboxStillRunning`]; nothing is removed then.
+    pub async fn remove(&self) -> MicrosandboxResult<()> {
+        let lock = match self.dir.create_locked() {
+            Err(microsandbox_runtime::Error::Locked { .. }) => {
+                return Err(MicrosandboxError::SandboxStillRunning(self.row.name.clone()));
+            }
+            other => other?,
+        };
+        // The row first: a directory without one is what the next command clears away.
+        let catalogue = self.home.catalogue().await?;
+        catalogue.remove_sandbox(self.row.id).await?;
+        self.dir.remove(&lock)?;
+        Ok(())
+    }
+}
+
+fn status_of(dir: &SandboxDir) -> MicrosandboxResult<SandboxStatus> {
+    let held = dir.is_held()?;
+    Ok(reconcile(held, dir.run_record()?.as_ref(), dir.exit_record()?.as_ref()))
+}

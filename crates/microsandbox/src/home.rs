@@ -1,0 +1,160 @@
+//! The home: where state lies, and which programs and settings go with it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use microsandbox_db::Catalogue;
+use microsandbox_image::ImageStore;
+use microsandbox_runtime::{
+    Guest, KvmProbe, Program, SandboxDir, SelectedVmm, VmmChoice, find_qemu, own_program,
+    probe_kvm, select_vmm,
+};
+
+use crate::{MicrosandboxError, MicrosandboxResult, env, names::validate_sandbox_name};
+
+/// One home and the settings of this process. Making one does no I/O but reading the environment.
+#[derive(Debug, Clone)]
+pub(crate) struct Home {
+    root: PathBuf,
+    vmm: VmmChoice,
+    kernel: Option<PathBuf>,
+    log: String,
+}
+
+impl Home {
+    /// The home that the environment names.
+    pub(crate) fn from_env() -> MicrosandboxResult<Self> {
+        let invalid = |message: String| MicrosandboxError::InvalidConfig(message);
+        let root = env::read(env::MSB_HOME)
+            .map(PathBuf::from)
+            .or_else(|| Some(PathBuf::from(env::read(env::HOME)?).join(".microsandbox")))
+            .ok_or_else(|| invalid("neither MSB_HOME nor HOME is set".into()))?;
+        let root = std::path::absolute(&root)
+            .map_err(|error| invalid(format!("MSB_HOME {}: {error}", root.display())))?;
+        let vmm = match env::read_text(env::MSB_VMM).as_deref() {
+            None | Some("auto") => VmmChoice::Auto,
+            Some("libkrun") => VmmChoice::Libkrun,
+            Some("qemu") => VmmChoice::Qemu,
+            Some(other) => {
+                return Err(invalid(format!("MSB_VMM is {other:?}, not auto, libkrun or qemu")));
+            }
+        };
+        let kernel = env::read(env::MSB_KERNEL).map(PathBuf::from);
+        let log = env::read_text(env::MSB_LOG).unwrap_or_else(|| "warn".into());
+        Ok(Self { root, vmm, kernel, log })
+    }
+
+    /// The directory of all state.
+    pub(crate) fn path(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn log(&self) -> &str {
+        &self.log
+    }
+
+    pub(crate) fn images(&self) -> ImageStore {
+        ImageStore::open(self.root.join("images"))
+    }
+
+    /// The catalogue for writing, made where it is missing.
+    pub(crate) async fn catalogue(&self) -> MicrosandboxResult<Catalogue> {
+        Ok(Catalogue::open(self.catalogue_path()).await?)
+    }
+
+    /// The catalogue for reading; `None` when there is none yet.
+    pub(crate) fn existing_catalogue(&self) -> MicrosandboxResult<Option<Catalogue>> {
+        Ok(Catalogue::open_existing(self.catalogue_path())?)
+    }
+
+    fn catalogue_path(&self) -> PathBuf {
+        self.root.join("db/msb.db")
+    }
+
+    pub(crate) fn sandboxes_path(&self) -> PathBuf {
+        self.root.join("sandboxes")
+    }
+
+    /// The directory of a sandbox; refuses names that are no single path component.
+    pub(crate) fn sandbox_dir(&self, name: &str) -> MicrosandboxResult<SandboxDir> {
+        validate_sandbox_name(name)?;
+        Ok(SandboxDir::new(self.sandboxes_path().join(name)))
+    }
+
+    /// The guest that `guest/current` names, with the kernel that `MSB_KERNEL` names, if it does.
+    pub(crate) fn guest(&self) -> Guest {
+        let builds = self.root.join("guest");
+        let current = fs::read_to_string(builds.join("current")).unwrap_or_default();
+        let build = builds.join(current.trim());
+        let kernel = self.kernel.clone().unwrap_or_else(|| build.join("vmlinux"));
+        Guest { kernel, initramfs: build.join("initramfs.cpio") }
+    }
+
+    /// The program that supervises sandboxes: this one if it can, else an installed `msb`.
+    pub(crate) fn program(&self) -> MicrosandboxResult<Program> {
+        if let Some(program) = own_program() {
+            return Ok(program);
+        }
+        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("msb")));
+        let in_path = env::read(env::PATH);
+        let in_path = in_path.iter().flat_map(std::env::split_paths).map(|dir| dir.join("msb"));
+        env::read(env::MSB_PATH)
+            .map(PathBuf::from)
+            .into_iter()
+            .chain(beside)
+            .chain([self.root.join("bin/msb")])
+            .chain(in_path)
+            .find(|path| path.is_file())
+            .map(Program::at)
+            .ok_or(MicrosandboxError::ProgramNotFound)
+    }
+
+    /// Whether KVM runs guest code here. Blocks for up to half a second, once per boot of the host.
+    pub(crate) fn probe(&self, program: &Program) -> KvmProbe {
+        probe_kvm(program, &self.root.join("kvm-probe.json"))
+    }
+
+    pub(crate) fn qemu(&self) -> Option<PathBuf> {
+        // A login shell of an ordinary user may lack these; QEMU is there all the same.
+        let path = env::read(env::PATH).unwrap_or_else(|| "/usr/bin:/usr/local/bin".into());
+        find_qemu(&path)
+    }
+
+    /// What a sandbox of this home runs with, checked before anything is made.
+    pub(crate) async fn machinery(&self) -> MicrosandboxResult<Machinery> {
+        let guest = self.guest();
+        guest.check()?;
+        let program = self.program()?;
+        let (home, probing) = (self.clone(), program.clone());
+        let probe = tokio::task::spawn_blocking(move || home.probe(&probing));
+        let probe = probe.await.unwrap_or_else(|error| KvmProbe {
+            works: false,
+            detail: format!("run the KVM probe: {error}"),
+            took_us: 0,
+        });
+        let vmm = select_vmm(self.vmm, &probe, self.qemu())?;
+        Ok(Machinery { program, guest, vmm })
+    }
+
+    /// What `auto` or the user's wish comes to.
+    pub(crate) fn selected_vmm(&self, probe: &KvmProbe) -> MicrosandboxResult<SelectedVmm> {
+        Ok(select_vmm(self.vmm, probe, self.qemu())?)
+    }
+
+    /// Makes the home itself, for its owner alone.
+    pub(crate) fn ensure(&self) -> MicrosandboxResult<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.root);
+        made.map_err(MicrosandboxError::file("make the home", &self.root))
+    }
+}
+
+/// The parts that turn a definition into a machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Machinery {
+    pub(crate) program: Program,
+    pub(crate) guest: Guest,
+    pub(crate) vmm: SelectedVmm,
+}

@@ -1,0 +1,421 @@
+//! A running sandbox, ready for commands.
+
+use std::{
+    process::ExitStatus as ProcessStatus,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use microsandbox_runtime::{AgentClient, EndReason, ExitRecord, Owner, SandboxDir, VmmExit};
+
+use crate::{
+    ExecHandle, ExecOptionsBuilder, ExecOutput, MicrosandboxError, MicrosandboxResult,
+    SandboxBuilder, SandboxConfig, SandboxFilter, SandboxHandle, SandboxStatus,
+    config::STOP_TIMEOUT,
+    create::{self, Mode, PullProgressHandle},
+    exec::{self, ExecOptions},
+    home::Home,
+};
+
+/// Time beyond an orderly end's own in which the supervisor must have written the end down.
+const RECORD_GRACE: Duration = Duration::from_secs(15);
+
+/// A running sandbox. Cheap to clone; all clones are the same sandbox.
+///
+/// One that was created or started attached ends when the last clone is dropped or the process
+/// ends, in whatever way, unless [`Sandbox::detach`] lets it live on.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: SandboxConfig,
+    dir: SandboxDir,
+    client: AgentClient,
+    owner: Mutex<Option<Owner>>,
+}
+
+/// How a sandbox ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxStopResult {
+    /// Its name.
+    pub name: String,
+    /// What it is now: stopped or crashed.
+    pub status: SandboxStatus,
+    /// Exit code of the VMM, when it exited.
+    pub exit_code: Option<i32>,
+    /// Signal that ended the VMM, when one did.
+    pub signal: Option<i32>,
+    /// When it ended.
+    pub observed_at: DateTime<Utc>,
+    /// Why; `None` when the supervisor itself was killed and nobody wrote it down.
+    pub reason: Option<EndReason>,
+    /// It did not end in time and was killed.
+    pub forced: bool,
+}
+
+impl Sandbox {
+    pub(crate) fn new(
+        config: SandboxConfig,
+        dir: SandboxDir,
+        client: AgentClient,
+        owner: Option<Owner>,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { config, dir, client, owner: Mutex::new(owner) }) }
+    }
+
+    /// Begins the definition of a sandbox.
+    pub fn builder(name: impl Into<String>) -> SandboxBuilder {
+        SandboxBuilder::new(name)
+    }
+
+    /// Creates and starts a sandbox; it ends with this process.
+    ///
+    /// The image is pulled when it is not in the store. Returns once a command has run in the
+    /// guest.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::InvalidConfig`], [`MicrosandboxError::SandboxAlreadyExists`],
+    /// [`MicrosandboxError::Image`], [`MicrosandboxError::BootStart`] and others; nothing of the
+    /// sandbox is left behind then.
+    ///
+    /// # Cancel safety
+    /// Dropping the future undoes what was done.
+    pub async fn create(config: SandboxConfig) -> MicrosandboxResult<Self> {
+        create::create_silently(config, Mode::Attached).await
+    }
+
+    /// As [`Sandbox::create`], but the sandbox lives on after this process.
+    ///
+    /// # Errors
+    /// As [`Sandbox::create`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future undoes what was done.
+    pub async fn create_detached(config: SandboxConfig) -> MicrosandboxResult<Self> {
+        create::create_silently(config, Mode::Detached).await
+    }
+
+    /// As [`Sandbox::create`] on a task, telling how far the pull has come.
+    pub fn create_with_pull_progress(
+        config: SandboxConfig,
+    ) -> (PullProgressHandle, tokio::task::JoinHandle<MicrosandboxResult<Self>>) {
+        create::with_progress(config, Mode::Attached)
+    }
+
+    /// As [`Sandbox::create_detached`] on a task, telling how far the pull has come.
+    pub fn create_detached_with_pull_progress(
+        config: SandboxConfig,
+    ) -> (PullProgressHandle, tokio::task::JoinHandle<MicrosandboxResult<Self>>) {
+        create::with_progress(config, Mode::Detached)
+    }
+
+    /// Starts a sandbox that was stopped; it ends with this process. Its disk is as it was left.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::SandboxNotFound`], [`MicrosandboxError::SandboxStillRunning`],
+    /// [`MicrosandboxError::BootStart`] and others; the sandbox's disk and logs stay.
+    pub async fn start(name: &str) -> MicrosandboxResult<Self> {
+        Self::get(name).await?.start().await
+    }
+
+    /// As [`Sandbox::start`], but the sandbox lives on after this process.
+    ///
+    /// # Errors
+    /// As [`Sandbox::start`].
+    pub async fn start_detached(name: &str) -> MicrosandboxResult<Self> {
+        Self::get(name).await?.start_detached().await
+    }
+
+    /// The sandbox of that name, running or not.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::SandboxNotFound`].
+    pub async fn get(name: &str) -> MicrosandboxResult<SandboxHandle> {
+        SandboxHandle::find(&Home::from_env()?, name).await
+    }
+
+    /// Every sandbox of this home, ordered by name.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Database`] when the catalogue cannot be read.
+    pub async fn list() -> MicrosandboxResult<Vec<SandboxHandle>> {
+        Self::list_with(SandboxFilter::new()).await
+    }
+
+    /// The sandboxes that `filter` chooses, ordered by name.
+    ///
+    /// # Errors
+    /// As [`Sandbox::list`].
+    pub async fn list_with(filter: SandboxFilter) -> MicrosandboxResult<Vec<SandboxHandle>> {
+        SandboxHandle::all(&Home::from_env()?, filter).await
+    }
+
+    /// Removes a stopped sandbox: its definition, its disk, its logs.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::SandboxNotFound`], [`MicrosandboxError::SandboxStillRunning`].
+    pub async fn remove(name: &str) -> MicrosandboxResult<()> {
+        Self::get(name).await?.remove().await
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.inner.config.name
+    }
+
+    /// Its definition, with the image's defaults merged in.
+    pub fn config(&self) -> &SandboxConfig {
+        &self.inner.config
+    }
+
+    /// What state it is in now.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::SandboxNotFound`] once it has been removed.
+    pub async fn status(&self) -> MicrosandboxResult<SandboxStatus> {
+        Ok(Self::get(self.name()).await?.status())
+    }
+
+    /// Whether this process's end is the sandbox's.
+    pub fn owns_lifecycle(&self) -> bool {
+        self.inner.owner.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Lets the sandbox live on after this process.
+    pub async fn detach(self) {
+        let owner = self.inner.owner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(owner) = owner
+            && let Err(error) = owner.detach().await
+        {
+            tracing::warn!(%error, sandbox = self.name(), "nothing to detach from");
+        }
+    }
+
+    /// Ends the sandbox in order: commands are asked to end and then killed, everything written is
+    /// on the disk when this returns. After 10 seconds it is ended by force.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Runtime`] when its supervisor does not end it.
+    pub async fn stop(&self) -> MicrosandboxResult<()> {
+        self.stop_with_timeout(STOP_TIMEOUT).await.map(drop)
+    }
+
+    /// As [`Sandbox::stop`] with another time for the orderly end; says how it went.
+    ///
+    /// # Errors
+    /// As [`Sandbox::stop`].
+    pub async fn stop_with_timeout(
+        &self,
+        timeout: Duration,
+    ) -> MicrosandboxResult<SandboxStopResult> {
+        self.inner.client.stop(timeout);
+        ended(&self.inner.client, timeout).await?;
+        self.result()
+    }
+
+    /// As [`Sandbox::stop`]; gives the VMM's exit status.
+    ///
+    /// # Errors
+    /// As [`Sandbox::stop`].
+    pub async fn stop_and_wait(&self) -> MicrosandboxResult<ProcessStatus> {
+        let result = self.stop_with_timeout(STOP_TIMEOUT).await?;
+        Ok(process_status(&result))
+    }
+
+    /// Ends the sandbox at once. What the guest had not yet written to its disk is lost.
+    ///
+    /// # Errors
+    /// As [`Sandbox::stop`].
+    pub async fn kill(&self) -> MicrosandboxResult<()> {
+        self.stop_with_timeout(Duration::ZERO).await.map(drop)
+    }
+
+    /// Waits until the sandbox has ended, for whatever reason; gives the VMM's exit status.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Runtime`] when its records cannot be read.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn wait(&self) -> MicrosandboxResult<ProcessStatus> {
+        self.wait_until_stopped().await.map(|result| process_status(&result))
+    }
+
+    /// Waits until the sandbox has ended, for whatever reason.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Runtime`] when its records cannot be read.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn wait_until_stopped(&self) -> MicrosandboxResult<SandboxStopResult> {
+        self.inner.client.closed().await;
+        self.result()
+    }
+
+    fn result(&self) -> MicrosandboxResult<SandboxStopResult> {
+        stop_result(self.name(), &self.inner.dir)
+    }
+
+    /// Runs a command and collects its output.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::ExecFailed`] when it could not be started,
+    /// [`MicrosandboxError::SandboxEnded`] when the sandbox ended first. A command that fails is no
+    /// error: see [`ExecOutput::status`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future kills the command and all its descendants.
+    pub async fn exec(
+        &self,
+        cmd: impl Into<String>,
+        args: impl IntoIterator<Item = impl Into<String>>,
+    ) -> MicrosandboxResult<ExecOutput> {
+        self.exec_stream(cmd, args).await?.collect().await
+    }
+
+    /// As [`Sandbox::exec`] with options.
+    ///
+    /// # Errors
+    /// As [`Sandbox::exec`]; [`MicrosandboxError::ExecTimeout`] when its time was up.
+    ///
+    /// # Cancel safety
+    /// As [`Sandbox::exec`].
+    pub async fn exec_with(
+        &self,
+        cmd: impl Into<String>,
+        f: impl FnOnce(ExecOptionsBuilder) -> ExecOptionsBuilder,
+    ) -> MicrosandboxResult<ExecOutput> {
+        self.exec_stream_with(cmd, f).await?.collect().await
+    }
+
+    /// Runs a command; its output comes as it is written.
+    ///
+    /// # Errors
+    /// As [`Sandbox::exec`].
+    pub async fn exec_stream(
+        &self,
+        cmd: impl Into<String>,
+        args: impl IntoIterator<Item = impl Into<String>>,
+    ) -> MicrosandboxResult<ExecHandle> {
+        self.exec_stream_with(cmd, |options| options.args(args)).await
+    }
+
+    /// As [`Sandbox::exec_stream`] with options.
+    ///
+    /// # Errors
+    /// As [`Sandbox::exec`].
+    pub async fn exec_stream_with(
+        &self,
+        cmd: impl Into<String>,
+        f: impl FnOnce(ExecOptionsBuilder) -> ExecOptionsBuilder,
+    ) -> MicrosandboxResult<ExecHandle> {
+        self.run(cmd.into(), f(ExecOptionsBuilder::default()).build()?).await
+    }
+
+    /// Runs a script with the sandbox's shell and collects its output.
+    ///
+    /// # Errors
+    /// As [`Sandbox::exec`].
+    pub async fn shell(&self, script: impl Into<String>) -> MicrosandboxResult<ExecOutput> {
+        self.shell_stream(script).await?.collect().await
+    }
+
+    /// As [`Sandbox::shell`] with options; its arguments become `$0` and on.
+    ///
+    /// # Errors
+    /// As [`Sandbox::exec_with`].
+    pub async fn shell_with(
+        &self,
+        script: impl Into<String>,
+        f: impl FnOnce(ExecOptionsBuilder) -> ExecOptionsBuilder,
+    ) -> MicrosandboxResult<ExecOutput> {
+        self.shell_stream_with(script, f).await?.collect().await
+    }
+
+    /// Runs a script with the sandbox's shell; its output comes as it is written.
+    ///
+    /// # Errors
+    /// As [`Sandbox::exec`].
+    pub async fn shell_stream(&self, script: impl Into<String>) -> MicrosandboxResult<ExecHandle> {
+        self.shell_stream_with(script, |options| options).await
+    }
+
+    /// As [`Sandbox::shell_stream`] with options.
+    ///
+    /// # Errors
+    /// As [`Sandbox::exec`].
+    pub async fn shell_stream_with(
+        &self,
+        script: impl Into<String>,
+        f: impl FnOnce(ExecOptionsBuilder) -> ExecOptionsBuilder,
+    ) -> MicrosandboxResult<ExecHandle> {
+        let mut options = f(ExecOptionsBuilder::default()).build()?;
+        options.args.splice(0..0, ["-c".to_owned(), script.into()]);
+        self.run(self.inner.config.shell().to_owned(), options).await
+    }
+
+    async fn run(&self, cmd: String, options: ExecOptions) -> MicrosandboxResult<ExecHandle> {
+        let started = exec::start(&self.inner.client, cmd, options).await;
+        started.map_err(|error| self.explain(error))
+    }
+
+    /// Says why the sandbox ended where an error only says that the link is closed.
+    fn explain(&self, error: microsandbox_runtime::Error) -> MicrosandboxError {
+        if matches!(error, microsandbox_runtime::Error::Closed { .. })
+            && let Ok(Some(exit)) = self.inner.dir.exit_record()
+        {
+            return MicrosandboxError::SandboxEnded {
+                name: self.name().to_owned(),
+                reason: exit.reason,
+            };
+        }
+        error.into()
+    }
+}
+
+/// Waits for a sandbox that was told to end within `timeout`.
+pub(crate) async fn ended(client: &AgentClient, timeout: Duration) -> MicrosandboxResult<()> {
+    let late = |_| microsandbox_runtime::Error::Closed { during: "the end of the sandbox" };
+    tokio::time::timeout(timeout + RECORD_GRACE, client.closed()).await.map_err(late)?;
+    Ok(())
+}
+
+/// How the last run ended, from its records.
+pub(crate) fn stop_result(name: &str, dir: &SandboxDir) -> MicrosandboxResult<SandboxStopResult> {
+    let exit = dir.exit_record()?;
+    let status = match &exit {
+        Some(exit) if exit.reason.is_orderly() => SandboxStatus::Stopped,
+        _ => SandboxStatus::Crashed,
+    };
+    let vmm_exit = exit.as_ref().and_then(|exit| exit.vmm_exit);
+    Ok(SandboxStopResult {
+        name: name.to_owned(),
+        status,
+        exit_code: vmm_exit.and_then(|end| match end {
+            VmmExit::Code(code) => Some(code),
+            VmmExit::Signal(_) => None,
+        }),
+        signal: vmm_exit.and_then(|end| match end {
+            VmmExit::Signal(signal) => Some(signal),
+            VmmExit::Code(_) => None,
+        }),
+        observed_at: exit.as_ref().map_or_else(Utc::now, |exit| exit.at),
+        forced: exit.as_ref().is_some_and(|exit| exit.forced),
+        reason: exit.map(|exit: ExitRecord| exit.reason),
+    })
+}
+
+/// An orderly end counts as success, however the VMM process was put away after it.
+fn process_status(result: &SandboxStopResult) -> ProcessStatus {
+    use std::os::unix::process::ExitStatusExt;
+    match (result.status, result.signal, result.exit_code) {
+        (SandboxStatus::Stopped, ..) => ProcessStatus::from_raw(0),
+        (_, Some(signal), _) => ProcessStatus::from_raw(signal),
+        (_, _, code) => ProcessStatus::from_raw(code.unwrap_or(1) << 8),
+    }
+}
