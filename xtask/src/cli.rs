@@ -65,6 +65,9 @@ pub(crate) struct SetupOptions {
 /// Options of `test`.
 #[derive(Args, Debug)]
 pub(crate) struct TestOptions {
+    /// Prepare guest and images only, and print the variables that let `cargo test` find them.
+    #[arg(long)]
+    pub(crate) prepare: bool,
     /// Arguments for `cargo test`, e.g. `-p microsandbox-image`; default is the workspace.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) arguments: Vec<String>,

@@ -34,26 +34,38 @@ const REGISTRY: &str = "docker-registry";
 
 /// Prepares everything and runs `cargo test`.
 pub(crate) fn run(options: &TestOptions) -> Result<()> {
-    debian::ensure("the tests", &[PACKAGES, fixtures::PACKAGES].concat())?;
-    let home = workspace::target()?.join("test-home");
-    let installed = setup::install(&SetupOptions::default(), &home)?;
-    let images = collect_images(&home)?;
-    let path = std::env::join_paths(registry()?.into_iter().chain(env::path()))
-        .context("put the registry on PATH")?;
-
+    let variables = prepare()?;
+    if options.prepare {
+        for (name, value) in variables {
+            terminal::result(format_args!("export {name}={}", value.display()));
+        }
+        return Ok(());
+    }
     let mut arguments = options.arguments.clone();
     if arguments.is_empty() {
         arguments.push("--workspace".to_owned());
     }
     terminal::step(format_args!("cargo test --release {}", arguments.join(" ")));
-    Tool::cargo()
-        .args(["test", "--release"])
-        .args(arguments)
-        .env(env::MSB_TEST_GUEST, &installed.guest)
-        .env(env::MSB_TEST_IMAGES, &images)
-        .env(env::PATH, path)
-        .in_dir(workspace::root())
-        .run()
+    let mut cargo = Tool::cargo().args(["test", "--release"]).args(arguments);
+    for (name, value) in &variables {
+        cargo = cargo.env(name, value);
+    }
+    cargo.in_dir(workspace::root()).run()
+}
+
+/// Installs tools, makes images and the guest, and says how tests find them.
+fn prepare() -> Result<[(&'static str, PathBuf); 3]> {
+    debian::ensure("the tests", &[PACKAGES, fixtures::PACKAGES].concat())?;
+    let home = workspace::target()?.join("test-home");
+    let images = collect_images(&home)?;
+    let path = std::env::join_paths(registry()?.into_iter().chain(env::path()))
+        .context("put the registry on PATH")?;
+    let installed = setup::install(&SetupOptions::default(), &home)?;
+    Ok([
+        (env::MSB_TEST_GUEST, installed.guest),
+        (env::MSB_TEST_IMAGES, images),
+        (env::PATH, PathBuf::from(path)),
+    ])
 }
 
 /// One folder with every image, as links into the cache.

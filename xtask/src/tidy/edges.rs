@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Fault;
 
-/// Every edge there may be; a new one needs a decision record in docs/adr.
+/// Every edge there may be; a new one needs a decision record.
 const EDGES: &[(&str, &[&str])] = &[
     ("microsandbox", &["microsandbox-db", "microsandbox-image", "microsandbox-runtime"]),
     ("microsandbox-agent", &["microsandbox-protocol"]),

@@ -21,26 +21,44 @@ pub(super) fn check(source: &Source) -> Vec<Fault> {
     let modules = modules(&source.text);
     let mut faults = Vec::new();
     let mut last = None;
+    let mut between = Between::default();
     for (index, line) in source.text.lines().enumerate() {
-        let Some(root) = import_root(line) else { continue };
+        let Some(root) = import_root(line) else {
+            between.note(line);
+            continue;
+        };
         let group = group(root, &modules);
-        let blank_before = index > 0 && source.text.lines().nth(index - 1) == Some("");
-        if let Some(last) = last {
-            let what = match group.cmp(&last) {
-                Ordering::Less => Some("imports come as std, other crates, ours: reorder"),
-                Ordering::Equal if blank_before => {
-                    Some("one group of imports has no blank line within: remove it")
-                }
-                Ordering::Greater if !blank_before => {
-                    Some("groups of imports are parted by a blank line: add one")
-                }
-                _ => None,
-            };
-            faults.extend(what.map(|what| source.fault(index + 1, what)));
-        }
+        let what = last.and_then(|last| match group.cmp(&last) {
+            Ordering::Less => Some("imports come as std, other crates, ours: reorder"),
+            Ordering::Equal if between.blank && !between.other => {
+                Some("one group of imports has no blank line within: remove it")
+            }
+            Ordering::Greater if !between.blank => {
+                Some("groups of imports are parted by a blank line: add one")
+            }
+            _ => None,
+        });
+        faults.extend(what.map(|what| source.fault(index + 1, what)));
         last = Some(group);
+        between = Between::default();
     }
     faults
+}
+
+/// What was seen since the last import began.
+#[derive(Default)]
+struct Between {
+    blank: bool,
+    /// Something that is no import, such as a re-export.
+    other: bool,
+}
+
+impl Between {
+    fn note(&mut self, line: &str) {
+        self.blank |= line.is_empty();
+        // The rest of an import of several lines is indented, or closes it.
+        self.other |= !(line.is_empty() || line.starts_with("    ") || line == "};");
+    }
 }
 
 /// First name of an import that starts at the margin; re-exports are part of an API, not imports.
@@ -82,6 +100,12 @@ mod tests {
                     use crate::a;\nuse super::b;\n";
         assert_eq!(at_fault(text), [0; 0]);
         assert_eq!(at_fault("mod part;\n\nuse std::io;\n\nuse part::Thing;\n"), [0; 0]);
+    }
+
+    #[test]
+    fn re_export_between_imports_belongs_to_their_group() {
+        let text = "use serde::Serialize;\n\npub use self::b::B;\nuse self::b::C;\nuse crate::a;\n";
+        assert_eq!(at_fault(text), [0; 0]);
     }
 
     #[test]
