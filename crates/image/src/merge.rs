@@ -102,6 +102,11 @@ impl Pass<'_> {
 
     /// Lays one entry over `directory`; answers with the directory its own entries belong in, if it is one.
     fn lay(&mut self, directory: InodeId, name: &[u8], id: InodeId) -> Option<InodeId> {
+        if let Some(moved) = self.moved[id.0 as usize] {
+            // Another name of what has been laid already, or a link to something below.
+            self.below.link(directory, name, moved);
+            return None;
+        }
         match &self.layer.inode(id).kind {
             Kind::Whiteout => {
                 self.below.unlink(directory, name);
@@ -161,11 +166,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Moves an inode over; a second name of it leads to the same one.
+    /// Moves an inode over, and remembers where for its other names.
     fn take(&mut self, id: InodeId) -> InodeId {
-        if let Some(moved) = self.moved[id.0 as usize] {
-            return moved;
-        }
         let inode = self.layer.inode_mut(id);
         let kind = std::mem::replace(&mut inode.kind, Kind::Whiteout);
         let kind = match kind {
