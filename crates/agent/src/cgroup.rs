@@ -7,7 +7,8 @@
 //!      1, 2, 3, …            one command each, removed once empty
 //! ```
 //!
-//! A group is made before it is needed, because making one takes longer than starting a command.
+//! A group is made, and its files opened, before it is needed: that takes as long as starting a
+//! command.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -18,9 +19,9 @@ use std::rc::Rc;
 
 use microsandbox_protocol::Usage;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
-use nix::unistd::{read, write};
+use nix::unistd::{mkdir, read, write};
 
 /// Where the kernel's cgroup v2 tree is mounted, by convention of systemd and every container tool.
 pub(crate) const MOUNT_POINT: &str = "/sys/fs/cgroup";
@@ -43,6 +44,9 @@ pub(crate) struct Cgroups {
 struct Group {
     name: String,
     directory: OwnedFd,
+    cpu_stat: OwnedFd,
+    memory_peak: OwnedFd,
+    memory_events: OwnedFd,
 }
 
 impl Cgroups {
@@ -93,10 +97,17 @@ impl Cgroups {
         let number = self.next.replace(self.next.get() + 1);
         let name = number.to_string();
         let path = self.parent.join(&name);
-        nix::unistd::mkdir(&path, Mode::from_bits_truncate(0o755))?;
-        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let directory = nix::fcntl::open(&path, flags, Mode::empty())?;
-        Ok(Group { name, directory })
+        mkdir(&path, Mode::from_bits_truncate(0o755))?;
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let directory = open(&path, flags | OFlag::O_DIRECTORY, Mode::empty())?;
+        let file = |name| openat(&directory, name, flags, Mode::empty());
+        Ok(Group {
+            cpu_stat: file("cpu.stat")?,
+            memory_peak: file("memory.peak")?,
+            memory_events: file("memory.events")?,
+            directory,
+            name,
+        })
     }
 }
 
@@ -150,16 +161,15 @@ impl Cgroup {
 
     /// What its processes have used so far.
     pub(crate) fn account(&self) -> Account {
+        let group = self.group();
         let mut text = [0; 1024];
-        let mut value =
-            |file: &str, key: &str| read_value(self.directory(), file, key, &mut text).unwrap_or(0);
+        let cpu = contents(&group.cpu_stat, &mut text);
+        let (user_us, system_us) = (value(cpu, "user_usec "), value(cpu, "system_usec "));
+        let peak_memory_bytes = value(contents(&group.memory_peak, &mut text), "");
+        let killed = value(contents(&group.memory_events, &mut text), "oom_kill ");
         Account {
-            usage: Usage {
-                user_us: value("cpu.stat", "user_usec"),
-                system_us: value("cpu.stat", "system_usec"),
-                peak_memory_bytes: value("memory.peak", ""),
-            },
-            out_of_memory: value("memory.events", "oom_kill") > 0,
+            usage: Usage { user_us, system_us, peak_memory_bytes },
+            out_of_memory: killed > 0,
         }
     }
 
@@ -176,11 +186,34 @@ impl Drop for Cgroup {
     }
 }
 
+/// The beginning of a file, empty if it cannot be read.
+fn contents<'a>(file: &OwnedFd, text: &'a mut [u8]) -> &'a str {
+    let len = read(file, text).unwrap_or(0);
+    text.get(..len).and_then(|text| str::from_utf8(text).ok()).unwrap_or_default()
+}
+
 /// The number after `key` in a flat keyed file, or all of a file with one value (empty key).
-fn read_value(dir: BorrowedFd<'_>, file: &str, key: &str, text: &mut [u8]) -> Option<u64> {
-    let file = openat(dir, file, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-    let len = read(&file, text).ok()?;
-    let text = str::from_utf8(text.get(..len)?).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    line.trim().parse().ok()
+fn value(text: &str, key: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|line| line.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_found_by_their_key() {
+        let events = "low 0\nhigh 0\nmax 3\noom 2\noom_kill 1\noom_group_kill 7\n";
+        for (text, key, expect) in [
+            (events, "oom_kill ", 1),
+            (events, "max ", 3),
+            (events, "none ", 0),
+            ("4096\n", "", 4096),
+            ("max\n", "", 0),
+            ("", "", 0),
+        ] {
+            assert_eq!(value(text, key), expect, "{key:?}");
+        }
+    }
 }

@@ -27,7 +27,7 @@ use microsandbox_protocol::{
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, spawn_local, yield_now};
 
 use crate::cgroup::Cgroups;
@@ -63,6 +63,8 @@ pub(crate) struct Engine {
     reaper: Rc<Reaper>,
     spawner: RefCell<Spawner>,
     streams: RefCell<HashMap<StreamId, Stream>>,
+    /// A command has told its end.
+    ended: Notify,
     stopping: Cell<bool>,
 }
 
@@ -81,6 +83,7 @@ impl Engine {
             reaper,
             spawner: RefCell::new(Spawner::new()),
             streams: RefCell::default(),
+            ended: Notify::new(),
             stopping: Cell::new(false),
         })
     }
@@ -90,9 +93,15 @@ impl Engine {
         self.stopping.set(true);
     }
 
-    /// Whether no command is left that has not told its end.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.streams.borrow().is_empty()
+    /// Returns once every command has told its end.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.streams.borrow().is_empty() {
+                return;
+            }
+            ended.await;
+        }
     }
 
     /// Sends `signal` to every command's process group, or only to those on terminals.
@@ -237,6 +246,7 @@ impl Engine {
             let exited = mine.run(pipes, ended, timeout, &engine.outbox).await;
             engine.outbox.control(stream, &exited);
             engine.streams.borrow_mut().remove(&stream);
+            engine.ended.notify_waiters();
             drop(mine);
             // The client should not wait for the clean-up.
             yield_now().await;

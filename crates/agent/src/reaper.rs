@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use libc::pid_t;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::unistd::read;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, oneshot};
@@ -61,8 +61,8 @@ impl Reaper {
     pub(crate) async fn run(&self, after: impl Fn()) -> io::Result<()> {
         loop {
             let mut guard = self.signals.readable().await?;
-            // What it tells of a signal does not matter: `wait4` knows more.
-            while read(&self.signals, &mut [0; 1024]).is_ok() {}
+            // What it tells does not matter, `wait4` knows more; at most one is pending at a time.
+            let _ = read(&self.signals, &mut [0; size_of::<siginfo>()]);
             guard.clear_ready();
             if self.reap_all() {
                 after();

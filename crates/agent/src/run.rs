@@ -184,12 +184,14 @@ impl Agent {
     }
 
     async fn last_words(&mut self) -> Result<(), Error> {
-        while !self.engine.is_idle() {
-            // Clients that still take output grant credit for it.
-            match timeout(LAST_WORDS / 10, self.inbox.next()).await {
-                Ok(Ok(Some(frame))) => self.engine.handle(frame),
-                Ok(_) => return Ok(()),
-                Err(_) => {}
+        loop {
+            tokio::select! {
+                () = self.engine.idle() => break,
+                // Clients that still take output grant credit for it.
+                frame = self.inbox.next() => match frame? {
+                    Some(frame) => self.engine.handle(frame),
+                    None => return Ok(()),
+                },
             }
         }
         self.outbox.flushed().await;
