@@ -2,9 +2,9 @@
 //! together.
 //!
 //! ```text
-//!  /sys/fs/cgroup            controllers memory, pids
-//!    exec                    the commands, controllers memory, pids
-//!      1, 2, 3, …            one command each, removed once empty
+//!  /sys/fs/cgroup      the agent
+//!    exec              the commands, together as heavy as the agent when both want the CPU
+//!      1, 2, 3, …      one command each, removed once empty
 //! ```
 //!
 //! A group is made, and its files opened, before it is needed: that takes as long as starting a
@@ -26,13 +26,18 @@ use nix::unistd::{mkdir, read, write};
 /// Where the kernel's cgroup v2 tree is mounted, by convention of systemd and every container tool.
 pub(crate) const MOUNT_POINT: &str = "/sys/fs/cgroup";
 
-/// Controllers a command's group needs: peak memory and out-of-memory counts, process limits.
-const CONTROLLERS: &str = "+memory +pids";
+/// Controllers a command's group needs.
+///
+/// `cpu`: the agent and each command get a share, however many processes a command has. `memory`:
+/// peak and out-of-memory counts. `pids`: a fork bomb leaves room for others.
+const CONTROLLERS: &str = "+cpu +memory +pids";
 
 /// The parent of all commands' groups.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
     parent: PathBuf,
+    /// Most processes of one command.
+    processes_max: String,
     next: Cell<u64>,
     spare: RefCell<Option<Group>>,
     /// Groups of finished commands that still had processes when looked at last.
@@ -62,6 +67,7 @@ impl Cgroups {
         }
         Ok(Rc::new(Self {
             parent,
+            processes_max: processes_max()?.to_string(),
             next: Cell::new(1),
             spare: RefCell::default(),
             lingering: RefCell::default(),
@@ -101,6 +107,9 @@ impl Cgroups {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let directory = open(&path, flags | OFlag::O_DIRECTORY, Mode::empty())?;
         let file = |name| openat(&directory, name, flags, Mode::empty());
+        let limit =
+            openat(&directory, "pids.max", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        write(&limit, self.processes_max.as_bytes())?;
         Ok(Group {
             cpu_stat: file("cpu.stat")?,
             memory_peak: file("memory.peak")?,
@@ -109,6 +118,13 @@ impl Cgroups {
             name,
         })
     }
+}
+
+/// Three quarters of what the kernel has room for, the rest for everybody else.
+fn processes_max() -> io::Result<u64> {
+    let all = fs::read_to_string("/proc/sys/kernel/threads-max")?;
+    let all: u64 = all.trim().parse().map_err(io::Error::other)?;
+    Ok(all / 4 * 3)
 }
 
 /// Removes a group with the groups a command made below it; false while a process is in one.
