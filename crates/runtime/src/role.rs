@@ -60,7 +60,10 @@ pub fn init() {
     let argv0 = std::env::args_os().next().unwrap_or_default();
     let role = Role::ALL.into_iter().find(|role| argv0 == OsStr::new(role.argv0()));
     if let Some(role) = role {
-        let failed = role.run() != ExitCode::SUCCESS;
+        // On a thread of its own, because `main` may be async already and a supervisor needs a runtime
+        // that is not inside another. The thread lives as long as the process.
+        let ran = std::thread::spawn(move || role.run()).join();
+        let failed = !matches!(ran, Ok(code) if code == ExitCode::SUCCESS);
         #[expect(
             clippy::disallowed_methods,
             clippy::exit,
