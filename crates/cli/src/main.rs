@@ -1,2 +1,37 @@
-//! Placeholder.
-fn main() {}
+//! `msb`: sandboxes from a shell.
+//!
+//! This file starts and ends the process; what a command does is in `commands`, what it says in
+//! `output` and `report`. Everything it knows of sandboxes comes through the facade.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod args;
+mod boot;
+mod commands;
+mod definition;
+mod interrupt;
+mod log;
+mod output;
+mod report;
+mod stream;
+mod values;
+
+fn main() -> ExitCode {
+    microsandbox::reexec::init();
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return report::usage(&error),
+    };
+    log::start();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report::failure(&anyhow::Error::new(error).context("start msb")),
+    };
+    let ended = runtime.block_on(commands::run(cli.command));
+    // A write to a terminal that nobody reads must not keep the process.
+    runtime.shutdown_background();
+    ended.unwrap_or_else(|error| report::failure(&error))
+}

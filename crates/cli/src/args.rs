@@ -1,0 +1,55 @@
+//! The command line as a whole; the arguments of a command are in its own file.
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{
+    create, doctor, exec, image, inspect, load, logs, ls, pull, rm, run, start, stop,
+};
+
+/// Run untrusted workloads in local microVMs.
+#[derive(Debug, Parser)]
+#[command(name = "msb", version, max_term_width = 100, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit code: that of the command in the sandbox; 127 and 126 when it was not found or not executable,
+128 and the signal's number when a signal ended it, 124 when its time was up, 125 when msb failed.
+
+Environment: MSB_HOME, MSB_PATH, MSB_VMM, MSB_KERNEL, MSB_LOG; see docs/cli.md.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command in a new sandbox.
+    Run(Box<run::Args>),
+    /// Create a sandbox and start it.
+    Create(Box<create::Args>),
+    /// Run a command in a running sandbox.
+    Exec(exec::Args),
+    /// Start stopped sandboxes.
+    Start(start::Args),
+    /// Stop running sandboxes.
+    Stop(stop::Args),
+    /// Remove sandboxes with their disks and logs.
+    Rm(rm::Args),
+    /// List sandboxes.
+    #[command(visible_aliases = ["ps", "list"])]
+    Ls(ls::Args),
+    /// Show all that is known of a sandbox, as JSON.
+    Inspect(inspect::Args),
+    /// Show the logs of a sandbox.
+    Logs(logs::Args),
+    /// Fetch an image from its registry.
+    Pull(pull::Args),
+    /// Load images from an archive.
+    Load(load::Args),
+    /// Work with the images in the store.
+    #[command(subcommand)]
+    Image(image::Command),
+    /// Say what this machine has and lacks for running sandboxes.
+    Doctor(doctor::Args),
+    /// Say which version of msb this is.
+    Version,
+}

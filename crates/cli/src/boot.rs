@@ -1,0 +1,60 @@
+//! Bringing a sandbox up with the user looking on: progress, interruption, and what it runs on.
+
+use microsandbox::{Accel, RunInfo, Sandbox, SandboxConfig};
+
+use crate::{
+    interrupt::{Interrupt, Interrupts},
+    output::pull::PullView,
+    report,
+};
+
+/// Whose end is the sandbox's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// That of this process.
+    Attached,
+    /// Nobody's.
+    Detached,
+}
+
+/// Creates a sandbox and starts it.
+///
+/// When a signal comes first, everything is undone before the [`Interrupt`] is returned as the
+/// error; a second one does not wait for that.
+pub(crate) async fn create(
+    config: SandboxConfig,
+    life: Life,
+    quiet: bool,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<Sandbox> {
+    let (mut progress, mut task) = match life {
+        Life::Attached => Sandbox::create_with_pull_progress(config),
+        Life::Detached => Sandbox::create_detached_with_pull_progress(config),
+    };
+    let view = PullView::new(quiet);
+    let interrupt: Interrupt = loop {
+        tokio::select! {
+            Some(event) = progress.recv() => view.show(&event),
+            created = &mut task => return Ok(created??),
+            interrupt = interrupts.next() => break interrupt,
+        }
+    };
+    drop(view);
+    task.abort();
+    // The channel closes when the creation has undone what it did.
+    let undone = async { while progress.recv().await.is_some() {} };
+    tokio::select! {
+        () = undone => {}
+        _ = interrupts.next() => {}
+    }
+    Err(interrupt.into())
+}
+
+/// The run that `sandbox` is in; tells, once, when it is emulated.
+pub(crate) async fn run_of(sandbox: &Sandbox, quiet: bool) -> anyhow::Result<Option<RunInfo>> {
+    let run = Sandbox::get(sandbox.name()).await?.last_run()?;
+    if !quiet && run.as_ref().is_some_and(|run| run.accel == Accel::Tcg) {
+        report::note("no usable KVM: running in software emulation (slower); see `msb doctor`");
+    }
+    Ok(run)
+}

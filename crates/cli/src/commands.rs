@@ -1,0 +1,41 @@
+//! The commands, one file each: arguments on top, then what is done with them.
+
+use std::process::ExitCode;
+
+use crate::args::Command;
+
+pub(crate) mod create;
+pub(crate) mod doctor;
+pub(crate) mod exec;
+pub(crate) mod image;
+pub(crate) mod inspect;
+pub(crate) mod load;
+pub(crate) mod logs;
+pub(crate) mod ls;
+pub(crate) mod pull;
+pub(crate) mod rm;
+pub(crate) mod run;
+pub(crate) mod start;
+pub(crate) mod stop;
+mod version;
+
+/// Does what a command line asks for; gives the exit code.
+pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let done = match command {
+        Command::Run(args) => return run::run(*args).await,
+        Command::Exec(args) => return exec::run(args).await,
+        Command::Doctor(args) => return doctor::run(&args),
+        Command::Create(args) => create::run(*args).await,
+        Command::Start(args) => start::run(args).await,
+        Command::Stop(args) => stop::run(args).await,
+        Command::Rm(args) => rm::run(args).await,
+        Command::Ls(args) => ls::run(args).await,
+        Command::Inspect(args) => inspect::run(args).await,
+        Command::Logs(args) => logs::run(args).await,
+        Command::Pull(args) => pull::run(args).await,
+        Command::Load(args) => load::run(args).await,
+        Command::Image(command) => image::run(command).await,
+        Command::Version => version::run(),
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}

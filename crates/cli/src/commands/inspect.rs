@@ -1,0 +1,144 @@
+//! `msb inspect`: all that is known of a sandbox. The fields are described in `docs/cli.md`.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use anyhow::Context as _;
+use chrono::{DateTime, Utc};
+use microsandbox::{
+    Accel, BootTimes, EndReason, LogSource, PullPolicy, RootfsSource, RunInfo, Sandbox,
+    SandboxHandle, SandboxStatus, VmmKind,
+};
+use serde::Serialize;
+
+use crate::output;
+
+/// Arguments of `msb inspect`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Name of the sandbox
+    name: String,
+    /// How to write it
+    #[arg(long, value_enum, default_value_t = JsonFormat::Json)]
+    format: JsonFormat,
+}
+
+/// There is one form.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum JsonFormat {
+    /// For programs; see docs/cli.md
+    Json,
+}
+
+#[derive(Debug, Serialize)]
+struct Inspection {
+    name: String,
+    status: SandboxStatus,
+    created_at: Option<DateTime<Utc>>,
+    updated_at: Option<DateTime<Utc>>,
+    directory: PathBuf,
+    logs: Logs,
+    config: Config,
+    last_run: Option<LastRun>,
+}
+
+#[derive(Debug, Serialize)]
+struct Logs {
+    kernel: PathBuf,
+    runtime: PathBuf,
+}
+
+#[derive(Debug, Serialize)]
+struct Config {
+    image: String,
+    manifest_digest: Option<String>,
+    pull_policy: PullPolicy,
+    upper_size_mib: Option<u32>,
+    cpus: u8,
+    memory_mib: u32,
+    env: Vec<String>,
+    workdir: Option<String>,
+    user: Option<String>,
+    shell: Option<String>,
+    hostname: Option<String>,
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    labels: BTreeMap<String, String>,
+    ephemeral: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct LastRun {
+    vmm: VmmKind,
+    accel: Accel,
+    started_at: DateTime<Utc>,
+    kernel_release: Option<String>,
+    boot: BootTimes,
+    end: Option<End>,
+}
+
+#[derive(Debug, Serialize)]
+struct End {
+    #[serde(flatten)]
+    reason: EndReason,
+    message: String,
+    console_tail: Option<String>,
+}
+
+impl Inspection {
+    fn new(handle: &SandboxHandle) -> anyhow::Result<Self> {
+        let config = handle.config()?;
+        let RootfsSource::Oci(image) = config.image;
+        Ok(Self {
+            name: handle.name().to_owned(),
+            status: handle.status(),
+            created_at: handle.created_at(),
+            updated_at: handle.updated_at(),
+            directory: handle.path().to_owned(),
+            logs: Logs {
+                kernel: handle.log_path(LogSource::Kernel),
+                runtime: handle.log_path(LogSource::Runtime),
+            },
+            config: Config {
+                image: image.reference,
+                manifest_digest: config.manifest_digest,
+                pull_policy: config.pull_policy,
+                upper_size_mib: image.upper_size_mib,
+                cpus: config.cpus,
+                memory_mib: config.memory_mib,
+                env: config.env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+                workdir: config.workdir,
+                user: config.user,
+                shell: config.shell,
+                hostname: config.hostname,
+                entrypoint: config.entrypoint,
+                cmd: config.cmd,
+                labels: config.labels,
+                ephemeral: config.ephemeral,
+            },
+            last_run: handle.last_run()?.map(LastRun::from),
+        })
+    }
+}
+
+impl From<RunInfo> for LastRun {
+    fn from(run: RunInfo) -> Self {
+        let console_tail = run.console_tail;
+        let end = |reason: EndReason| End { message: reason.to_string(), reason, console_tail };
+        Self {
+            vmm: run.vmm,
+            accel: run.accel,
+            started_at: run.started_at,
+            kernel_release: run.kernel_release,
+            boot: run.boot,
+            end: run.end.map(end),
+        }
+    }
+}
+
+/// Shows it.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let JsonFormat::Json = args.format;
+    let handle = Sandbox::get(&args.name).await?;
+    let inspection = Inspection::new(&handle).with_context(|| format!("inspect {}", args.name))?;
+    output::json(&inspection)
+}

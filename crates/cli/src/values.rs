@@ -1,0 +1,128 @@
+//! Values of options: text from the command line into what the facade takes.
+
+use std::time::Duration;
+
+use microsandbox::Mebibytes;
+
+/// A `KEY=VALUE` pair; `KEY` alone takes the value from msb's own environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Variable {
+    key: String,
+    value: Option<String>,
+}
+
+impl Variable {
+    /// Key and value; `None` when there is no such variable to take the value from.
+    pub(crate) fn resolve(self) -> Option<(String, String)> {
+        let value = self.value.or_else(|| microsandbox::env::read_text(&self.key))?;
+        Some((self.key, value))
+    }
+}
+
+/// Reads a variable of the environment.
+pub(crate) fn variable(text: &str) -> Result<Variable, String> {
+    let (key, value) = match text.split_once('=') {
+        Some((key, value)) => (key, Some(value.to_owned())),
+        None => (text, None),
+    };
+    if key.is_empty() {
+        return Err("expected NAME=VALUE".into());
+    }
+    Ok(Variable { key: key.to_owned(), value })
+}
+
+/// Reads a label, `KEY=VALUE`; a key alone has an empty value.
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    if key.is_empty() {
+        return Err("expected KEY=VALUE".into());
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Reads an amount of memory: MiB, or with a unit `M`, `MiB`, `G`, `GiB`.
+pub(crate) fn memory(text: &str) -> Result<Mebibytes, String> {
+    let expected = || "expected a number of MiB, or one with a unit: 512M, 2G".to_owned();
+    let (digits, unit) = split_unit(text);
+    let number: u32 = digits.parse().map_err(|_| expected())?;
+    let mebibytes = match unit.to_ascii_lowercase().as_str() {
+        "" | "m" | "mb" | "mib" => Some(number),
+        "g" | "gb" | "gib" => number.checked_mul(1024),
+        _ => None,
+    };
+    mebibytes.map(Mebibytes).ok_or_else(expected)
+}
+
+/// Reads a time: seconds, or with a unit `ms`, `s`, `m`, `h`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let expected =
+        || "expected a number of seconds, or one with a unit: 500ms, 2s, 5m, 1h".to_owned();
+    let (digits, unit) = split_unit(text);
+    let number: u64 = digits.parse().map_err(|_| expected())?;
+    let millis = match unit {
+        "ms" => Some(number),
+        "" | "s" => number.checked_mul(1000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        _ => None,
+    };
+    millis.map(Duration::from_millis).ok_or_else(expected)
+}
+
+fn split_unit(text: &str) -> (&str, &str) {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    text.split_at(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_mebibytes_unless_a_unit_says_otherwise() {
+        for (text, mebibytes) in [
+            ("512", Some(512)),
+            ("512M", Some(512)),
+            ("512MiB", Some(512)),
+            ("2G", Some(2048)),
+            ("2gb", Some(2048)),
+            ("", None),
+            ("G", None),
+            ("-1", None),
+            ("1.5G", None),
+            ("512K", None),
+            ("4194304G", None),
+        ] {
+            assert_eq!(memory(text).ok().map(|memory| memory.0), mebibytes, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn duration_is_seconds_unless_a_unit_says_otherwise() {
+        for (text, millis) in [
+            ("2", Some(2000)),
+            ("2s", Some(2000)),
+            ("500ms", Some(500)),
+            ("5m", Some(300_000)),
+            ("1h", Some(3_600_000)),
+            ("0", Some(0)),
+            ("", None),
+            ("s", None),
+            ("2d", None),
+            ("18446744073709551615h", None),
+        ] {
+            let expected = millis.map(Duration::from_millis);
+            assert_eq!(duration(text).ok(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn pairs_are_split_at_the_first_equals_sign() {
+        let (key, value) = variable("A=b=c").unwrap().resolve().unwrap();
+        assert_eq!((key.as_str(), value.as_str()), ("A", "b=c"));
+        assert_eq!(variable("MSB_TEST_NO_SUCH_VARIABLE").unwrap().resolve(), None);
+        assert!(variable("=x").is_err());
+        assert_eq!(label("team").unwrap(), ("team".into(), String::new()));
+        assert!(label("=x").is_err());
+    }
+}
