@@ -296,8 +296,12 @@ impl HalfMade {
             tracing::warn!(%error, sandbox = row.name, "could not undo the definition");
         }
         let Some(dir) = self.dir else { return };
-        // The supervisor, if there was one, lets go of the lock when the VM is gone.
-        let undo = move || dir.lock_when_free().and_then(|lock| dir.remove(&lock));
+        // The supervisor, if there was one, lets go of the lock when the VM is gone. That of an
+        // ephemeral sandbox has then removed the directory itself.
+        let undo = move || match dir.lock_when_free() {
+            Err(_) if !dir.path().exists() => Ok(()),
+            lock => dir.remove(&lock?),
+        };
         match tokio::task::spawn_blocking(undo).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "could not undo the directory"),

@@ -23,8 +23,8 @@ pub enum MicrosandboxError {
         err: Box<BootError>,
     },
     /// The catalogue of sandboxes could not be used.
-    #[error("use the catalogue of sandboxes")]
-    Database(#[source] microsandbox_db::Error),
+    #[error(transparent)]
+    Database(microsandbox_db::Error),
     /// A command could not be started in the guest.
     #[error(transparent)]
     ExecFailed(ExecFailed),
@@ -43,8 +43,8 @@ pub enum MicrosandboxError {
         source: std::io::Error,
     },
     /// An image operation stopped.
-    #[error("use the image")]
-    Image(#[source] microsandbox_image::Error),
+    #[error(transparent)]
+    Image(microsandbox_image::Error),
     /// A value given by the caller is not possible.
     #[error("invalid config: {0}")]
     InvalidConfig(String),
@@ -61,8 +61,8 @@ pub enum MicrosandboxError {
     #[error("find a program to supervise sandboxes: this one does not, and there is no `msb`")]
     ProgramNotFound,
     /// A process of a sandbox could not be started or reached.
-    #[error("run the sandbox")]
-    Runtime(#[source] microsandbox_runtime::Error),
+    #[error(transparent)]
+    Runtime(microsandbox_runtime::Error),
     /// A sandbox of that name exists.
     #[error("sandbox '{0}' already exists; remove it, start the stopped sandbox, or recreate with .replace()")]
     SandboxAlreadyExists(String),
