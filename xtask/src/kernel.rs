@@ -72,7 +72,7 @@ impl Inputs {
         Ok(Self {
             source: Source::find(options)?,
             fragment: read(&fragment)?,
-            addition: guest.join("lapic_khz.c"),
+            addition: guest.join("machine.c"),
         })
     }
 

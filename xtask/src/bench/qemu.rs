@@ -30,7 +30,8 @@ pub(super) fn boot(kernel: &Path, initramfs: &Path) -> Result<Duration> {
     }
     let mut command = Command::new("qemu-system-x86_64");
     command
-        .args(["-M", "microvm,acpi=off,isa-serial=off", "-accel", "tcg", "-cpu", "max"])
+        .args(["-M", "microvm,acpi=off,isa-serial=off,x-option-roms=off"])
+        .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
         .args(["-m", "512", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .arg("-kernel")
         .arg(kernel)
