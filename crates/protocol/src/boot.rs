@@ -66,7 +66,7 @@ pub struct Disk(pub u8);
 pub struct ExecDefaults {
     /// Environment, in order; a later name wins.
     pub env: Vec<(String, String)>,
-    /// Working directory; none: the user's home or `/`.
+    /// Working directory, made if the image lacks it; none: `/`.
     pub cwd: Option<String>,
     /// `name`, `uid`, `name:group` or `uid:gid`; none: root.
     pub user: Option<String>,

@@ -1,0 +1,323 @@
+//! Golden bytes of generation 1: one whole frame for every kind, written once, read for ever.
+//!
+//! A test that fails here says that the wire has changed. Bytes of a released generation are never
+//! edited: a changed body is a new kind with bytes of its own.
+
+use std::fmt::Debug;
+
+use bytes::Bytes;
+use microsandbox_protocol::{
+    BootFailed, BootStage, BootTimings, Bootstrap, Credit, Disk, Exec, ExecDefaults, ExecExited,
+    ExecFailed, ExecFailure, ExecStarted, ExitStatus, Frame, FrameDecoder, Hello, Kill, Kind,
+    Message, Ping, Pong, Program, Ready, Resize, Rlimit, RlimitResource, Root, Shutdown, Signal,
+    StdinClosed, StdinMode, Stop, Stopped, TerminalSize, Timestamp, Unsupported, Upper, Usage,
+    Welcome,
+};
+
+/// Every kind with the frames that show its body: hexadecimal digits, blanks only for reading.
+const GOLDEN: &[(Kind, &[&str])] = &[
+    (
+        Kind::Hello,
+        &["1a000000 00000000 01 00 \
+             6d73626167656e74010002000201000000000000"],
+    ),
+    (
+        Kind::Bootstrap,
+        &[
+            "50000000 00000000 02 00 \
+             80c49fd50cff93ebdc0320000102030405060708090a0b0c0d0e0f101112131415161718191a \
+             1b1c1d1e1f03626f78000001020141013101420001042f73727601086170703a31303030",
+            "18000000 00000000 02 00 \
+             010003ffffff016d02018080808004000000",
+        ],
+    ),
+    (
+        Kind::Ready,
+        &["25000000 00000000 03 00 \
+             05302e312e3007362e31322e3537017f8001e0a712ffffffffffffffffff01"],
+    ),
+    (
+        Kind::BootFailed,
+        &["11000000 00000000 04 00 \
+             052c082f6465762f766462"],
+    ),
+    (
+        Kind::Shutdown,
+        &["08000000 00000000 05 00 \
+             904e"],
+    ),
+    (Kind::Stopped, &["06000000 00000000 06 00"]),
+    (
+        Kind::Ping,
+        &["07000000 00000000 07 00 \
+             07"],
+    ),
+    (
+        Kind::Pong,
+        &["10000000 00000000 08 00 \
+             ffffffffffffffffff01"],
+    ),
+    (
+        Kind::Unsupported,
+        &["07000000 09000000 09 00 \
+             c8"],
+    ),
+    (
+        Kind::Exec,
+        &[
+            "3e000000 02010000 10 00 \
+             0002736802022d630665786974203701014b017601042f746d700104726f6f74010118500107 \
+             8008ffffffffffffffffff0101d00f808020",
+            "10000000 01000000 10 00 \
+             01000000000000000000",
+        ],
+    ),
+    (
+        Kind::ExecStarted,
+        &["0b000000 01000000 11 00 \
+             ac02808020"],
+    ),
+    (
+        Kind::ExecFailed,
+        &["0d000000 01000000 12 00 \
+             0104046e6f7065"],
+    ),
+    (
+        Kind::ExecExited,
+        &[
+            "11000000 01000000 13 00 \
+             00070000dc0bfa01808040",
+            "11000000 01000000 13 00 \
+             01090101dc0bfa01808040",
+        ],
+    ),
+    (
+        Kind::Signal,
+        &["07000000 01000000 14 00 \
+             1e"],
+    ),
+    (
+        Kind::Resize,
+        &["09000000 01000000 15 00 \
+             32ac02"],
+    ),
+    (
+        Kind::Credit,
+        &["09000000 01000000 16 00 \
+             808004"],
+    ),
+    (
+        Kind::StdinClosed,
+        &["07000000 01000000 17 00 \
+             40"],
+    ),
+    (Kind::Kill, &["06000000 01000000 18 00"]),
+    (
+        Kind::Stdin,
+        &[
+            "09000000 01000000 20 00 \
+             68690a",
+            "06000000 01000000 20 01",
+        ],
+    ),
+    (
+        Kind::Stdout,
+        &["09000000 02010000 21 00 \
+             68690a"],
+    ),
+    (
+        Kind::Stderr,
+        &["09000000 04030201 22 00 \
+             68690a"],
+    ),
+    (
+        Kind::Welcome,
+        &["2b000000 00000000 30 00 \
+             80804080804005302e312e3007362e31322e3537017f8001e0a712ffffffffffffffffff01"],
+    ),
+    (
+        Kind::Stop,
+        &["08000000 00000000 31 00 \
+             904e"],
+    ),
+];
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).expect("ascii"), 16);
+    digits.chunks(2).map(|pair| byte(pair).expect("hexadecimal digits")).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The golden frame `index` of `kind`.
+fn golden(kind: Kind, index: usize) -> (Vec<u8>, Frame) {
+    let known = GOLDEN.iter().find(|(known, _)| *known == kind);
+    let frames = known.map(|(_, frames)| *frames).unwrap_or_default();
+    let bytes = unhex(frames.get(index).copied().unwrap_or_default());
+    let mut decoder = FrameDecoder::default();
+    decoder.buffer().extend_from_slice(&bytes);
+    let frame = decoder.next_frame().expect("a legal length").expect("a whole frame");
+    assert!(decoder.is_empty(), "{kind:?}: one frame each");
+    assert_eq!(frame.kind, kind.byte());
+    (bytes, frame)
+}
+
+fn encode(frame: &Frame) -> String {
+    hex(&[&frame.header()[..], &frame.body].concat())
+}
+
+/// The message is written as the golden bytes and read from them.
+fn check<M: Message + PartialEq + Debug>(index: usize, stream: u32, message: &M) {
+    let written = encode(&message.to_frame(stream));
+    let (bytes, frame) = golden(M::KIND, index);
+    assert_eq!(written, hex(&bytes), "{message:?}");
+    assert_eq!(frame.stream, stream);
+    assert_eq!(M::from_frame(&frame).as_ref(), Ok(message));
+}
+
+fn text(text: &str) -> String {
+    text.to_owned()
+}
+
+fn pair(name: &str, value: &str) -> (String, String) {
+    (name.to_owned(), value.to_owned())
+}
+
+fn ready() -> Ready {
+    Ready {
+        agent_version: text("0.1.0"),
+        kernel_release: text("6.12.57"),
+        timings: BootTimings {
+            init_us: 1,
+            hello_us: 127,
+            bootstrap_us: 128,
+            mounted_us: 300_000,
+            ready_us: u64::MAX,
+        },
+    }
+}
+
+#[test]
+fn every_kind_has_golden_bytes() {
+    let known: Vec<Kind> = GOLDEN.iter().map(|(kind, _)| *kind).collect();
+    assert_eq!(known, Kind::ALL);
+}
+
+#[test]
+fn the_hello_keeps_its_bytes() {
+    let hello = Hello { oldest: 1, newest: 2, capabilities: 0x0102 };
+    let (bytes, frame) = golden(Kind::Hello, 0);
+    assert_eq!(encode(&hello.to_frame()), hex(&bytes));
+    assert_eq!(Hello::from_frame(&frame), Ok(hello));
+}
+
+#[test]
+fn messages_of_the_boot_keep_their_bytes() {
+    let disks = Bootstrap {
+        wall_clock: Timestamp { seconds: 1_700_000_000, nanoseconds: 999_999_999 },
+        entropy: (0..32).collect(),
+        hostname: text("box"),
+        root: Root { lower: Disk(0), upper: Upper::Disk(Disk(1)) },
+        defaults: ExecDefaults {
+            env: vec![pair("A", "1"), pair("B", "")],
+            cwd: Some(text("/srv")),
+            user: Some(text("app:1000")),
+        },
+    };
+    check(0, 0, &disks);
+    let memory = Bootstrap {
+        wall_clock: Timestamp { seconds: -1, nanoseconds: 0 },
+        entropy: vec![0xff; 3],
+        hostname: text("m"),
+        root: Root { lower: Disk(2), upper: Upper::Memory { size_bytes: 1 << 30 } },
+        defaults: ExecDefaults::default(),
+    };
+    check(1, 0, &memory);
+    check(0, 0, &ready());
+    let stage = BootStage::MountUpper;
+    check(0, 0, &BootFailed { stage, errno: 22, object: text("/dev/vdb") });
+}
+
+#[test]
+fn messages_of_the_link_keep_their_bytes() {
+    check(0, 0, &Shutdown { grace_ms: 10_000 });
+    check(0, 0, &Stopped {});
+    check(0, 0, &Ping { token: 7 });
+    check(0, 0, &Pong { token: u64::MAX });
+    check(0, 9, &Unsupported { kind: 200 });
+    check(0, 0, &Welcome { first_stream: 1 << 20, stream_count: 1 << 20, ready: ready() });
+    check(0, 0, &Stop { timeout_ms: 10_000 });
+}
+
+#[test]
+fn messages_of_a_command_keep_their_bytes() {
+    let full = Exec {
+        program: Program::Path(text("sh")),
+        args: vec![text("-c"), text("exit 7")],
+        env: vec![pair("K", "v")],
+        cwd: Some(text("/tmp")),
+        user: Some(text("root")),
+        stdin: StdinMode::Pipe,
+        terminal: Some(TerminalSize { rows: 24, columns: 80 }),
+        rlimits: vec![Rlimit { resource: RlimitResource::Nofile, soft: 1024, hard: u64::MAX }],
+        timeout_ms: Some(2000),
+        window: 524_288,
+    };
+    check(0, 258, &full);
+    let bare = Exec {
+        program: Program::SelfTest,
+        args: vec![],
+        env: vec![],
+        cwd: None,
+        user: None,
+        stdin: StdinMode::Null,
+        terminal: None,
+        rlimits: vec![],
+        timeout_ms: None,
+        window: 0,
+    };
+    check(1, 1, &bare);
+    check(0, 1, &ExecStarted { pid: 300, window: 524_288 });
+    let failure = ExecFailure::NotFound;
+    check(0, 1, &ExecFailed { failure, errno: 2, object: text("nope") });
+    let usage = Usage { user_us: 1500, system_us: 250, peak_memory_bytes: 1 << 20 };
+    let status = ExitStatus::Code(7);
+    check(0, 1, &ExecExited { status, timed_out: false, out_of_memory: false, usage });
+    let status = ExitStatus::Signal(9);
+    check(1, 1, &ExecExited { status, timed_out: true, out_of_memory: true, usage });
+    check(0, 1, &Signal { signal: 15 });
+    check(0, 1, &Resize { size: TerminalSize { rows: 50, columns: 300 } });
+    check(0, 1, &Credit { bytes: 65_536 });
+    check(0, 1, &StdinClosed { errno: 32 });
+    check(0, 1, &Kill {});
+}
+
+#[test]
+fn bulk_keeps_its_bytes() {
+    for (kind, stream) in [(Kind::Stdin, 1), (Kind::Stdout, 258), (Kind::Stderr, 0x0102_0304)] {
+        let (bytes, frame) = golden(kind, 0);
+        let written = Frame::bulk(stream, kind, Bytes::from_static(b"hi\n"));
+        assert_eq!((encode(&written), &frame), (hex(&bytes), &written));
+    }
+    let (bytes, frame) = golden(Kind::Stdin, 1);
+    let written = Frame::end(1, Kind::Stdin);
+    assert_eq!((encode(&written), &frame), (hex(&bytes), &written));
+    assert!(frame.is_end());
+}
+
+#[test]
+fn codes_keep_their_bytes() {
+    let failures: Vec<u8> = ExecFailure::ALL.iter().map(|code| u8::from(*code)).collect();
+    assert_eq!(failures, (0..=10).collect::<Vec<u8>>());
+    let stages: Vec<u8> = BootStage::ALL.iter().map(|code| u8::from(*code)).collect();
+    assert_eq!(stages, (0..=9).collect::<Vec<u8>>());
+    let limits: Vec<u8> = RlimitResource::ALL.iter().map(|code| u8::from(*code)).collect();
+    assert_eq!(limits, (0..=15).chain([255]).collect::<Vec<u8>>());
+    // A value of a later generation becomes the fallback instead of spoiling the frame.
+    assert_eq!(ExecFailure::from(200), ExecFailure::Other);
+    assert_eq!(BootStage::from(200), BootStage::Other);
+    assert_eq!(RlimitResource::from(200), RlimitResource::Unknown);
+}

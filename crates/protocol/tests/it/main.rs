@@ -1,0 +1,3 @@
+//! The wire as bytes: what was released stays readable for ever.
+
+mod golden;
