@@ -38,8 +38,10 @@ fn get_or_make_in(
     if entry.is_dir() {
         return Ok(entry);
     }
+    let partial = format!("{key}.partial-");
+    remove_leftovers(folder, &partial)?;
     let work = tempfile::Builder::new()
-        .prefix(&format!("{key}.partial-"))
+        .prefix(&partial)
         .tempdir_in(folder)
         .with_context(|| format!("create a folder in {}", folder.display()))?;
     make(work.path())?;
@@ -47,6 +49,20 @@ fn get_or_make_in(
     fs::rename(work.path(), &entry).with_context(|| format!("publish {}", entry.display()))?;
     let _published = work.keep();
     Ok(entry)
+}
+
+/// Removes folders whose name starts with `prefix`: what a program that was killed left behind.
+///
+/// The caller holds the lock under which such folders are made.
+pub(crate) fn remove_leftovers(folder: &Path, prefix: &str) -> Result<()> {
+    let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    for entry in entries.filter_map(Result::ok) {
+        if entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
+            let path = entry.path();
+            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Holds `path` locked until the file is dropped; says so when another program has it.
@@ -83,6 +99,17 @@ mod tests {
         get_or_make_in(folder.path(), "key", make).unwrap_err();
         let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(Result::unwrap).collect();
         assert_eq!(left.len(), 1, "only the lock file stays: {left:?}");
+    }
+
+    #[test]
+    fn leftover_of_a_killed_maker_is_removed_and_that_of_another_entry_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["key.partial-old", "other.partial-running"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        get_or_make_in(folder.path(), "key", |_| Ok(())).unwrap();
+        assert!(!folder.path().join("key.partial-old").exists());
+        assert!(folder.path().join("other.partial-running").exists());
     }
 
     #[test]

@@ -88,8 +88,8 @@ fn build(inputs: &Inputs, entry: &Path) -> Result<()> {
     let started = Instant::now();
     terminal::step(format_args!("Building the guest kernel from {}", inputs.source.identity()));
     let cache = entry.parent().context("a cache entry lies in a folder")?;
-    let tree = tempfile::Builder::new().prefix("tree-").tempdir_in(cache)?;
-    let tree = tree.path();
+    let tree = &entry.join("tree");
+    fs::create_dir(tree).with_context(|| format!("create {}", tree.display()))?;
 
     terminal::note("unpacking the source");
     inputs.source.unpack(tree)?;
@@ -113,6 +113,7 @@ fn build(inputs: &Inputs, entry: &Path) -> Result<()> {
     for (from, to) in [(".config", "config"), ("System.map", "System.map")] {
         fs::copy(tree.join(from), entry.join(to)).with_context(|| format!("keep {to}"))?;
     }
+    fs::remove_dir_all(tree).with_context(|| format!("remove {}", tree.display()))?;
     terminal::note(format_args!("built in {} s", started.elapsed().as_secs()));
     Ok(())
 }

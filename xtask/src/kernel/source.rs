@@ -30,6 +30,8 @@ const KERNEL_ORG_SHA256: &str = "13e2c685ac8fab5dd992dd105732554dae514aef350c2a8
 
 /// Name of the tarball in its cache entry.
 const TARBALL: &str = "linux.tar.xz";
+/// How folders are called while they are filled.
+const PARTIAL: &str = "partial-";
 /// Parts of the source that no configuration of ours reads: register tables of graphics cards,
 /// device trees, self-tests. A third of what would be written.
 const NOT_UNPACKED: [&str; 3] =
@@ -99,7 +101,8 @@ impl Source {
         if !update && let Some(source) = Self::fetched_last(&folder)? {
             return Ok(source);
         }
-        let work = tempfile::Builder::new().prefix("partial-").tempdir_in(&folder)?;
+        cache::remove_leftovers(&folder, PARTIAL)?;
+        let work = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(&folder)?;
         let identity = fetch(work.path())?;
         let entry = folder.join(&identity);
         if !entry.exists() {
@@ -115,7 +118,7 @@ impl Source {
             let path = entry.path().join(TARBALL);
             let identity = entry.file_name().into_string().ok()?;
             let fetched = fs::metadata(&path).ok()?.modified().ok()?;
-            (!identity.starts_with("partial-")).then_some((fetched, Self { path, identity }))
+            (!identity.starts_with(PARTIAL)).then_some((fetched, Self { path, identity }))
         });
         Ok(sources.max_by_key(|(fetched, _)| *fetched).map(|(_, source)| source))
     }
