@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every test of the workspace, those that boot guests included.
 //!
-//! Tests find what they need by two variables, see [`env`]: a guest to boot and images to boot it
+//! Tests find what they need by two variables, see [`mod@env`]: a guest to boot and images to boot it
 //! with. Tools that images are made and judged with are installed first.
 
 use std::{
