@@ -3,14 +3,13 @@
 //! ```text
 //! <home>/guest/<build id>/vmlinux
 //!                         initramfs.cpio
-//! <home>/guest/current -> <build id>
+//! <home>/guest/current      a line: the build id
 //! ```
 //!
 //! A build is never edited, so a running sandbox keeps the files it started with.
 
 use std::{
     fs,
-    os::unix,
     path::{Path, PathBuf},
 };
 
@@ -58,7 +57,7 @@ impl Guest {
             fs::rename(work.path(), &build)
                 .with_context(|| format!("publish {}", build.display()))?;
         }
-        point(&guests.join("current"), &id)?;
+        write_current(&guests, &id)?;
         Ok(build)
     }
 
@@ -75,17 +74,19 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::File::open(to).and_then(|file| file.sync_all()).with_context(what)
 }
 
-/// Makes the symbolic link `link` name `target`, leaving no moment without one.
-fn point(link: &Path, target: &str) -> Result<()> {
-    let what = || format!("point {} to {target}", link.display());
-    if fs::read_link(link).is_ok_and(|present| present == Path::new(target)) {
+/// Names `id` the current build; a reader sees the old name or the new one.
+fn write_current(guests: &Path, id: &str) -> Result<()> {
+    let current = guests.join("current");
+    let what = || format!("write {}", current.display());
+    let line = format!("{id}\n");
+    if fs::read_to_string(&current).is_ok_and(|present| present == line) {
         return Ok(());
     }
-    let folder = link.parent().with_context(what)?;
-    let work = tempfile::Builder::new().prefix(".new-").tempdir_in(folder).with_context(what)?;
-    let fresh = work.path().join("link");
-    unix::fs::symlink(target, &fresh).with_context(what)?;
-    fs::rename(&fresh, link).with_context(what)
+    let work = tempfile::Builder::new().prefix(".new-").tempdir_in(guests).with_context(what)?;
+    let fresh = work.path().join("current");
+    fs::write(&fresh, line).with_context(what)?;
+    fs::File::open(&fresh).and_then(|file| file.sync_all()).with_context(what)?;
+    fs::rename(&fresh, &current).with_context(what)
 }
 
 #[cfg(test)]
@@ -106,9 +107,9 @@ mod tests {
         let second = guest.install(&path("home")).unwrap();
         assert_ne!(first, second);
         assert_eq!(fs::read_to_string(first.join(INITRAMFS)).unwrap(), "agent 1");
-        let current = path("home").join("guest/current");
-        assert_eq!(fs::canonicalize(current).unwrap(), fs::canonicalize(second).unwrap());
+        let current = fs::read_to_string(path("home").join("guest/current")).unwrap();
+        assert_eq!(path("home").join("guest").join(current.trim_end()), second);
         let left = fs::read_dir(path("home").join("guest")).unwrap().count();
-        assert_eq!(left, 3, "two builds and the link");
+        assert_eq!(left, 3, "two builds and the file that names one");
     }
 }
