@@ -1,6 +1,7 @@
 //! Loads or pulls an image and makes the pair of disks that a virtual machine boots from.
 //!
 //! usage: pair STORE REFERENCE [ARCHIVE]
+#![expect(clippy::print_stdout, reason = "an example shows what it did")]
 
 use std::path::{Path, PathBuf};
 

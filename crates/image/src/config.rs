@@ -146,8 +146,14 @@ mod tests {
         assert_eq!(config.platform().to_string(), "linux/arm/v7");
         assert_eq!((config.env, config.cmd), (vec!["A=1".to_owned()], vec!["sh".to_owned()]));
         assert_eq!(config.entrypoint, ["/init"]);
-        assert_eq!((config.working_dir.as_deref(), config.user.as_deref()), (Some("/w"), Some("1:2")));
-        assert_eq!((config.exposed_ports, config.volumes), (vec!["80/tcp".into()], vec!["/data".into()]));
+        assert_eq!(
+            (config.working_dir.as_deref(), config.user.as_deref()),
+            (Some("/w"), Some("1:2"))
+        );
+        assert_eq!(
+            (config.exposed_ports, config.volumes),
+            (vec!["80/tcp".into()], vec!["/data".into()])
+        );
         assert_eq!(config.labels["k"], "v");
         assert_eq!(config.stop_signal.as_deref(), Some("SIGINT"));
         assert_eq!(diff_ids, [DiffId(Digest::of(b""))]);

@@ -117,7 +117,7 @@ pub enum Error {
     #[error("image {reference} does not exist on its registry")]
     ImageNotFound {
         /// The image asked for.
-        reference: Reference,
+        reference: Box<Reference>,
     },
 
     /// A layer could not be turned into a file system.
@@ -129,7 +129,7 @@ pub enum Error {
         layer: Digest,
         /// What was wrong.
         #[source]
-        source: LayerError,
+        source: Box<LayerError>,
     },
 
     /// Layers that are each sound cannot be laid over one another.
@@ -149,7 +149,7 @@ pub enum Error {
         /// The image.
         image: String,
         /// Platform asked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// Platforms on offer.
         offered: Vec<String>,
     },
@@ -158,7 +158,7 @@ pub enum Error {
     #[error("image {reference} is not in the local store")]
     NotCached {
         /// The image asked for.
-        reference: Reference,
+        reference: Box<Reference>,
     },
 
     /// Indexes that point to indexes without end.
@@ -335,12 +335,21 @@ impl Error {
         Some(hint)
     }
 
+    /// Whether the same input would fail the same way again, so that nothing of it is worth keeping.
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Self::MergeLayers { .. } => true,
+            Self::Layer { source, .. } => {
+                !matches!(**source, LayerError::Read { .. } | LayerError::Write { .. })
+            }
+            _ => false,
+        }
+    }
+
     fn is_disk_full(&self) -> bool {
-        matches!(
-            self,
-            Self::Layer { source: LayerError::Write { source, .. }, .. }
-                if source.kind() == io::ErrorKind::StorageFull
-        )
+        let Self::Layer { source, .. } = self else { return false };
+        matches!(&**source, LayerError::Write { source, .. }
+            if source.kind() == io::ErrorKind::StorageFull)
     }
 }
 
@@ -420,8 +429,8 @@ pub enum LayerError {
         source: io::Error,
     },
 
-    /// The layer holds more than a file system image can.
-    #[error("the layer has more than {limit} {what}")]
+    /// The stream holds more than a file system image can.
+    #[error("it has more than {limit} {what}")]
     TooMuch {
         /// What there is too much of.
         what: &'static str,
@@ -504,7 +513,10 @@ mod tests {
     #[test]
     fn messages_name_the_object_and_hints_the_remedy() {
         let error: Error = "Debian".parse::<Reference>().unwrap_err();
-        assert_eq!(error.to_string(), r#""Debian" is not an image reference: the name must be lower case"#);
+        assert_eq!(
+            error.to_string(),
+            r#""Debian" is not an image reference: the name must be lower case"#
+        );
         assert!(error.hint().is_some_and(|hint| hint.contains("debian:12")));
         let full = Error::WriteStore {
             path: "x".into(),

@@ -93,8 +93,10 @@ pub fn format(path: &Path, options: &UpperOptions, entries: &[UpperEntry]) -> Re
     let partial = PathBuf::from(name);
     let result = write_image(&partial, options, entries).and_then(|()| {
         fs::rename(&partial, path)?;
-        File::open(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
-            .sync_all()?;
+        File::open(
+            path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")),
+        )?
+        .sync_all()?;
         Ok(())
     });
     result.map_err(|source| {
@@ -121,12 +123,7 @@ fn write_image(
     let contents = Population { builder: &mut builder, epoch: options.epoch_seconds, upper }
         .declare(entries)?;
     let layout = builder.seal()?;
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(partial)?;
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(partial)?;
     file.set_len(size_bytes)?;
     let mut sink = SparseFile { file };
     let mut writer = layout.writer(&mut sink)?;
@@ -165,7 +162,7 @@ impl Population<'_> {
         let mut contents = Vec::new();
         for entry in entries {
             let path = entry.path.strip_prefix("/").unwrap_or(&entry.path);
-            let parent = path.parent().unwrap_or(Path::new(""));
+            let parent = path.parent().unwrap_or_else(|| Path::new(""));
             let parent = *directories
                 .get(parent)
                 .ok_or_else(|| format!("{} comes before its directory", path.display()))?;

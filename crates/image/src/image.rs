@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::erofs::read;
-use crate::manifest::{Document, Manifest};
+use crate::manifest::Document;
 use crate::store::publish::{CONFIG_FILE, DISK_FILE, MANIFEST_FILE, META_FILE};
 use crate::store::read_optional;
 use crate::vmdk;
@@ -20,7 +20,7 @@ pub struct Image {
     references: Vec<Reference>,
     disk: PathBuf,
     extents: Vec<DiskExtent>,
-    download_bytes: u64,
+    layer_sizes: Vec<u64>,
 }
 
 /// One of the files that, one after the other, are an image's disk.
@@ -75,7 +75,12 @@ impl Image {
 
     /// Size of the layers as they travel, usually compressed.
     pub fn download_bytes(&self) -> u64 {
-        self.download_bytes
+        self.layer_sizes.iter().sum()
+    }
+
+    /// Sizes of the layers as they travel, lowest first.
+    pub(crate) fn layer_sizes(&self) -> Vec<u64> {
+        self.layer_sizes.clone()
     }
 
     /// Reads the image of this digest, if all of it is there.
@@ -105,10 +110,13 @@ impl Image {
             config_digest,
             config,
             diff_ids,
-            references: references.filter(|(_, named)| *named == digest).map(|(name, _)| name).collect(),
+            references: references
+                .filter(|(_, named)| *named == digest)
+                .map(|(name, _)| name)
+                .collect(),
             disk: directory.join(DISK_FILE),
             extents,
-            download_bytes: download_bytes(&manifest),
+            layer_sizes: manifest.layers.iter().map(|layer| layer.size).collect(),
         }))
     }
 
@@ -148,8 +156,4 @@ impl Image {
         let superblock = read::superblock(&directory.join(META_FILE))?;
         Ok((superblock.block_size == store.block_size()).then_some(found))
     }
-}
-
-fn download_bytes(manifest: &Manifest) -> u64 {
-    manifest.layers.iter().map(|layer| layer.size).sum()
 }

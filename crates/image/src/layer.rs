@@ -126,8 +126,7 @@ fn finish(
     mut data: DataWriter<'_>,
     target: Target<'_>,
 ) -> Result<(), LayerError> {
-    let write_fault =
-        |source| LayerError::Write { path: target.path.to_owned(), source };
+    let write_fault = |source| LayerError::Write { path: target.path.to_owned(), source };
     let plan = Plan::new(tree, target.block_size);
     data.align(PART_ALIGN)?;
     let block = |bytes: u64| {

@@ -40,6 +40,14 @@ impl fmt::Debug for ArchiveSource {
     }
 }
 
+/// What goes along with making the images of one archive.
+struct Making<'a> {
+    lease: &'a Lease,
+    /// Layers that were not there before; they go again if loading fails.
+    made: &'a mut Vec<DiffId>,
+    progress: &'a dyn Progress,
+}
+
 /// An image found in an archive, before its layers are made.
 #[derive(Debug)]
 struct Found {
@@ -66,7 +74,8 @@ impl ImageStore {
     /// where blocking is allowed. Images without any name are kept until the next collection.
     ///
     /// # Errors
-    /// Any [`Error`] about archives, documents, layers or the store. Images loaded before the one that failed stay.
+    /// Any [`Error`] about archives, documents, layers or the store. Images of the archive that were complete before
+    /// the fault stay, nothing else.
     pub fn load(
         &self,
         source: ArchiveSource,
@@ -74,6 +83,22 @@ impl ImageStore {
         progress: &dyn Progress,
     ) -> Result<Vec<Image>, Error> {
         let lease = self.lease()?;
+        let mut made = Vec::new();
+        let loaded =
+            self.load_all(source, name, Making { lease: &lease, made: &mut made, progress });
+        if loaded.is_err() {
+            drop(lease);
+            self.discard_layers(&made);
+        }
+        loaded
+    }
+
+    fn load_all(
+        &self,
+        source: ArchiveSource,
+        name: Option<&Reference>,
+        mut making: Making<'_>,
+    ) -> Result<Vec<Image>, Error> {
         let mut members = Members::open(source, self)?;
         let mut found = if members.contains("index.json") {
             oci::images(&members)?
@@ -88,25 +113,26 @@ impl ImageStore {
         if let Some(name) = name {
             first.names = vec![name.clone()];
         }
-        found.iter().map(|found| self.load_one(found, &mut members, &lease, progress)).collect()
+        found.iter().map(|found| self.load_one(found, &mut members, &mut making)).collect()
     }
 
     fn load_one(
         &self,
         found: &Found,
         members: &mut Members,
-        lease: &Lease,
-        progress: &dyn Progress,
+        making: &mut Making<'_>,
     ) -> Result<Image, Error> {
+        let progress = making.progress;
         let digest = Digest::of(&found.manifest);
         if self.image(&digest)?.is_none() {
+            let layers = found.layers.iter().map(|layer| layer.diff_id);
+            making.made.extend(layers.filter(|diff_id| !self.has_layer(*diff_id)));
             self.load_layers(found, members, progress)?;
         }
         progress.report(PullProgress::StitchStarted { layer_count: found.layers.len() });
         let diff_ids: Vec<DiffId> = found.layers.iter().map(|layer| layer.diff_id).collect();
-        let draft =
-            Draft { manifest: &found.manifest, config: &found.config, diff_ids: &diff_ids };
-        let image = self.publish(&draft, lease)?;
+        let draft = Draft { manifest: &found.manifest, config: &found.config, diff_ids: &diff_ids };
+        self.publish(&draft, making.lease)?;
         for name in &found.names {
             self.write_ref(name, digest)?;
         }
@@ -117,7 +143,7 @@ impl ImageStore {
             });
         }
         // Read again for the names it has now.
-        Ok(self.image(&digest)?.unwrap_or(image))
+        self.complete_image(digest)
     }
 
     /// Makes the layers that are not there yet, a few at a time.
@@ -141,16 +167,18 @@ impl ImageStore {
                 let next = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
                 let Some((index, layer, input)) = next else { return Ok(()) };
                 let diff_id = layer.diff_id;
-                progress.report(PullProgress::LayerMaterializeStarted { layer_index: index, diff_id });
+                progress
+                    .report(PullProgress::LayerMaterializeStarted { layer_index: index, diff_id });
                 self.load_layer(layer, index, input, progress).map_err(|fault| match fault {
                     LayerFault::Store(error) => error,
                     LayerFault::Content(source) => Error::Layer {
                         image: found.label.clone(),
                         layer: layer.blob.as_ref().map_or(diff_id.0, |blob| blob.digest),
-                        source,
+                        source: source.into(),
                     },
                 })?;
-                progress.report(PullProgress::LayerMaterializeComplete { layer_index: index, diff_id });
+                progress
+                    .report(PullProgress::LayerMaterializeComplete { layer_index: index, diff_id });
             }
         };
         thread::scope(|scope| {
@@ -188,7 +216,10 @@ impl ImageStore {
                         let on_read = |count| {
                             progress.report(PullProgress::LayerDownloadProgress {
                                 layer_index: index,
-                                digest: layer.blob.as_ref().map_or(layer.diff_id.0, |blob| blob.digest),
+                                digest: layer
+                                    .blob
+                                    .as_ref()
+                                    .map_or(layer.diff_id.0, |blob| blob.digest),
                                 downloaded_bytes: count,
                                 total_bytes: Some(size),
                             });
@@ -253,5 +284,5 @@ fn verified(
 
 /// Name of an archive in messages.
 fn origin(path: Option<&Path>) -> PathBuf {
-    path.unwrap_or(Path::new("-")).to_owned()
+    path.unwrap_or_else(|| Path::new("-")).to_owned()
 }

@@ -76,7 +76,7 @@ pub(crate) struct Index {
 #[derive(Debug, Clone)]
 pub(crate) enum Document {
     Index(Index),
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 impl Document {
@@ -105,7 +105,7 @@ impl Document {
                 limit: MAX_LAYERS,
             });
         }
-        Ok(Self::Manifest(manifest))
+        Ok(Self::Manifest(manifest.into()))
     }
 }
 

@@ -4,9 +4,7 @@
 //! earlier ones brought, and a directory that a layer only passes through keeps its attributes.
 
 use crate::tar::display_name;
-use crate::tree::{
-    Attributes, Inode, InodeId, Kind, Missing, Part, PathFault, Tree, components,
-};
+use crate::tree::{Inode, InodeId, Kind, Missing, Part, PathFault, Tree, components};
 
 /// An entry of a layer that cannot be laid over what is below.
 #[derive(Debug)]
@@ -28,12 +26,7 @@ impl Merger {
 
     /// Lays `layer` over what is there; its files lie in `part`.
     pub(crate) fn apply(&mut self, layer: Tree, part: Part) -> Result<(), Misfit> {
-        let mut pass = Pass {
-            below: &mut self.tree,
-            moved: vec![None; layer.len()],
-            layer,
-            part,
-        };
+        let mut pass = Pass { below: &mut self.tree, moved: vec![None; layer.len()], layer, part };
         pass.resolve_links_below()?;
         pass.run();
         Ok(())
@@ -112,6 +105,14 @@ impl Pass<'_> {
                 self.below.unlink(directory, name);
                 None
             }
+            Kind::Directory(upper)
+                if upper.implied
+                    && self.below.lookup(directory, name).is_none()
+                    && self.only_removes(id) =>
+            {
+                // Removing what is not there must not make the way to it.
+                None
+            }
             Kind::Directory(upper) => {
                 let place = self.place_directory(directory, name, upper.implied);
                 self.lay_directory(id, place);
@@ -123,6 +124,17 @@ impl Pass<'_> {
                 None
             }
         }
+    }
+
+    /// Whether a layer's directory holds nothing but whiteouts and the way to them.
+    fn only_removes(&self, id: InodeId) -> bool {
+        self.layer.directory(id).is_some_and(|directory| {
+            directory.implied
+                && directory.entries.values().all(|entry| {
+                    matches!(self.layer.inode(*entry).kind, Kind::Whiteout)
+                        || self.only_removes(*entry)
+                })
+        })
     }
 
     /// The directory that a layer's directory of this name is laid over: what is there, or a new one.
@@ -150,10 +162,7 @@ impl Pass<'_> {
         let Kind::Directory(marks) = &inode.kind else { return };
         let (opaque, implied) = (marks.opaque, marks.implied);
         let target = self.below.inode_mut(below);
-        if opaque && implied {
-            target.attributes = Attributes::IMPLIED;
-            target.xattrs.clear();
-        } else if !implied {
+        if !implied {
             target.attributes = inode.attributes;
             target.xattrs = std::mem::take(&mut inode.xattrs);
         }

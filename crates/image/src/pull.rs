@@ -17,8 +17,8 @@ use crate::layer::{self, Promise};
 use crate::manifest::{Descriptor, Document, Manifest};
 use crate::progress::{Progress, PullProgress};
 use crate::registry::{Client, RegistryAuth};
-use crate::store::{Draft, LayerClaim, LayerState};
-use crate::{DiffId, Digest, Error, Image, ImageConfig, ImageStore, LayerError, Platform, Reference};
+use crate::store::{Draft, LayerClaim, LayerState, Lease};
+use crate::{DiffId, Digest, Error, Image, ImageConfig, ImageStore, Platform, Reference};
 
 /// Layers that travel at the same time; registries answer single streams slowly.
 const PARALLEL_LAYERS: usize = 4;
@@ -94,15 +94,16 @@ pub enum PullPolicy {
 struct Resolved {
     digest: Digest,
     bytes: Vec<u8>,
-    manifest: Manifest,
+    manifest: Box<Manifest>,
 }
 
 impl ImageStore {
     /// Brings the image into the store, if it is not there, and names it.
     ///
     /// # Errors
-    /// Any [`Error`] about names, registries, documents, layers or the store. Finished layers stay until the next
-    /// collection, so that trying again goes on from there.
+    /// Any [`Error`] about names, registries, documents, layers or the store. Layers that were finished when a
+    /// connection failed stay until the next collection, so that trying again goes on from there; an image that is
+    /// itself at fault leaves nothing.
     ///
     /// # Cancel safety
     /// Dropping the future stops the work; nothing half-made stays.
@@ -113,50 +114,25 @@ impl ImageStore {
         progress: &dyn Progress,
     ) -> Result<Image, Error> {
         progress.report(PullProgress::Resolving { reference: reference.clone() });
-        if options.policy != PullPolicy::Always {
-            if let Some(image) = self.cached(reference, options).await? {
-                report_cached(&image, reference, progress);
-                return Ok(image);
-            }
-            if options.policy == PullPolicy::Never {
-                return Err(Error::NotCached { reference: reference.clone() });
-            }
-        }
-        let client = Client::new(reference, &options.auth, &options.plain_http_hosts)?;
-        let resolved = resolve(&client, reference, &options.platform).await?;
-        let store = self.clone();
-        let lease = Arc::new(blocking("lease-store", move || store.lease()).await?);
-        let (store, digest) = (self.clone(), resolved.digest);
-        let existing = blocking("find-image", move || store.image(&digest)).await?;
-        let image = match existing {
-            Some(image) => {
-                report_cached(&image, reference, progress);
+        let cached = match options.policy {
+            PullPolicy::Always => None,
+            PullPolicy::IfMissing | PullPolicy::Never => self.cached(reference, options).await?,
+        };
+        let image = match (cached, options.policy) {
+            (Some(image), _) => {
+                report_resolved(reference, image.digest(), &image.layer_sizes(), progress);
                 image
             }
-            None => {
-                let (config, diff_ids) = self.fetch(&client, reference, &resolved, progress).await?;
-                progress.report(PullProgress::StitchStarted { layer_count: diff_ids.len() });
-                let (store, manifest, lease) = (self.clone(), resolved.bytes, Arc::clone(&lease));
-                blocking("publish-image", move || {
-                    let draft =
-                        Draft { manifest: &manifest, config: &config, diff_ids: &diff_ids };
-                    store.publish(&draft, &lease)
-                })
-                .await?
+            (None, PullPolicy::Never) => {
+                return Err(Error::NotCached { reference: reference.clone().into() });
             }
+            (None, _) => self.bring(reference, options, progress).await?,
         };
-        let (store, name) = (self.clone(), reference.clone());
-        let named = blocking("name-image", move || {
-            store.write_ref(&name, digest)?;
-            store.image(&digest)
-        })
-        .await?;
-        drop(lease);
         progress.report(PullProgress::Complete {
             reference: reference.clone(),
             layer_count: image.diff_ids().len(),
         });
-        Ok(named.unwrap_or(image))
+        Ok(image)
     }
 
     /// The image from the store, if it is the one that was asked for.
@@ -166,60 +142,125 @@ impl ImageStore {
         options: &PullOptions,
     ) -> Result<Option<Image>, Error> {
         let (store, name) = (self.clone(), reference.clone());
-        let image = blocking("find-image", move || store.get(&name)).await?;
-        // The same name may have been pulled for another platform.
-        Ok(image.filter(|image| options.platform.accepts(&image.config().platform())))
+        let platform = options.platform.clone();
+        blocking("find-image", move || {
+            // The same name may have been pulled for another platform.
+            let fits = |image: &Image| platform.accepts(&image.config().platform());
+            let Some(image) = store.get(&name)?.filter(fits) else { return Ok(None) };
+            if image.references().contains(&name) {
+                return Ok(Some(image));
+            }
+            // It was found by its digest alone; from now on this name keeps it, too.
+            let _lease = store.lease()?;
+            store.write_ref(&name, image.digest())?;
+            store.get(&name)
+        })
+        .await
     }
 
-    /// Fetches the configuration and every layer that is missing.
-    async fn fetch(
+    /// Asks the registry what the name stands for, makes that image if it is not there, and names it.
+    async fn bring(
         &self,
-        client: &Client,
         reference: &Reference,
-        resolved: &Resolved,
+        options: &PullOptions,
         progress: &dyn Progress,
-    ) -> Result<(Vec<u8>, Vec<DiffId>), Error> {
-        let layers = &resolved.manifest.layers;
-        progress.report(PullProgress::Resolved {
-            reference: reference.clone(),
-            manifest_digest: resolved.digest,
-            layer_count: layers.len(),
-            total_download_bytes: Some(layers.iter().map(|layer| layer.size).sum()),
-        });
-        let config = client.config(&resolved.manifest.config).await?;
+    ) -> Result<Image, Error> {
+        let client = Client::new(reference, &options.auth, &options.plain_http_hosts)?;
+        let resolved = resolve(&client, reference, &options.platform).await?;
+        let sizes: Vec<u64> = resolved.manifest.layers.iter().map(|layer| layer.size).collect();
+        report_resolved(reference, resolved.digest, &sizes, progress);
+        let store = self.clone();
+        let lease = Arc::new(blocking("lease-store", move || store.lease()).await?);
+        let mut pull =
+            Pull { store: self, client, reference, resolved, progress, made: Vec::new() };
+        let pulled = pull.run(&lease).await;
+        drop(lease);
+        if pulled.as_ref().is_err_and(Error::is_lasting) {
+            let (store, made) = (self.clone(), pull.made);
+            let discard = move || {
+                store.discard_layers(&made);
+                Ok(())
+            };
+            blocking("discard-layers", discard).await?;
+        }
+        pulled
+    }
+}
+
+/// One image on its way into the store.
+struct Pull<'a> {
+    store: &'a ImageStore,
+    client: Client,
+    reference: &'a Reference,
+    resolved: Resolved,
+    progress: &'a dyn Progress,
+    /// Layers that were not there before.
+    made: Vec<DiffId>,
+}
+
+impl Pull<'_> {
+    async fn run(&mut self, lease: &Arc<Lease>) -> Result<Image, Error> {
+        let (store, digest) = (self.store.clone(), self.resolved.digest);
+        if blocking("find-image", move || store.image(&digest)).await?.is_none() {
+            let (config, diff_ids) = self.describe().await?;
+            let missing = diff_ids.iter().filter(|diff_id| !self.store.has_layer(**diff_id));
+            self.made = missing.copied().collect();
+            self.fetch(&diff_ids).await?;
+            self.progress.report(PullProgress::StitchStarted { layer_count: diff_ids.len() });
+            let (store, lease) = (self.store.clone(), Arc::clone(lease));
+            let manifest = self.resolved.bytes.clone();
+            blocking("publish-image", move || {
+                let draft = Draft { manifest: &manifest, config: &config, diff_ids: &diff_ids };
+                store.publish(&draft, &lease)
+            })
+            .await?;
+        }
+        let (store, name) = (self.store.clone(), self.reference.clone());
+        blocking("name-image", move || {
+            store.write_ref(&name, digest)?;
+            store.complete_image(digest)
+        })
+        .await
+    }
+
+    /// The configuration, and what each layer will contain.
+    async fn describe(&self) -> Result<(Vec<u8>, Vec<DiffId>), Error> {
+        let manifest = &self.resolved.manifest;
+        let config = self.client.config(&manifest.config).await?;
         let (_, diff_ids) = ImageConfig::parse(&config)?;
-        if diff_ids.len() != layers.len() {
+        if diff_ids.len() != manifest.layers.len() {
             return Err(Error::UnevenLayers {
-                digest: resolved.digest,
-                layers: layers.len(),
+                digest: self.resolved.digest,
+                layers: manifest.layers.len(),
                 diff_ids: diff_ids.len(),
             });
         }
-        let mut jobs = Vec::with_capacity(layers.len());
-        for (index, (layer, diff_id)) in layers.iter().zip(&diff_ids).enumerate() {
-            // A layer may occur twice; waiting for one's own claim would be forever.
-            if !diff_ids[..index].contains(diff_id) {
-                let job = Job { index, layer, diff_id: *diff_id, progress };
-                jobs.push(self.fetch_layer(client, reference, job));
-            }
-        }
-        stream::iter(jobs).buffer_unordered(PARALLEL_LAYERS).try_collect::<()>().await?;
         Ok((config, diff_ids))
     }
 
+    /// Fetches every layer that is missing, a few at a time.
+    async fn fetch(&self, diff_ids: &[DiffId]) -> Result<(), Error> {
+        // A loop, not closures: those would keep the future from being `Send` (rust-lang/rust#100013).
+        let mut jobs = Vec::with_capacity(diff_ids.len());
+        let layers = self.resolved.manifest.layers.iter();
+        for (index, (layer, diff_id)) in layers.zip(diff_ids).enumerate() {
+            // A layer may occur twice; waiting for one's own claim would be forever.
+            if !diff_ids[..index].contains(diff_id) {
+                let job = Job { index, layer, diff_id: *diff_id, progress: self.progress };
+                jobs.push(self.fetch_layer(job));
+            }
+        }
+        stream::iter(jobs).buffer_unordered(PARALLEL_LAYERS).try_collect::<()>().await
+    }
+
     /// Makes one layer while it travels, unless it is there or another process is making it.
-    async fn fetch_layer(
-        &self,
-        client: &Client,
-        reference: &Reference,
-        job: Job<'_>,
-    ) -> Result<(), Error> {
-        let (store, diff_id) = (self.clone(), job.diff_id);
+    async fn fetch_layer(&self, job: Job<'_>) -> Result<(), Error> {
+        let (store, diff_id) = (self.store.clone(), job.diff_id);
         match blocking("claim-layer", move || store.claim_layer(diff_id)).await? {
             LayerState::Present => job.report_downloaded(0),
             LayerState::Claimed(claim) => {
                 job.report_started();
-                let received = self.make_layer(client, reference, &job, claim).await?;
+                let received = self.make_layer(&job, claim).await?;
                 job.report_downloaded(received);
             }
         }
@@ -227,27 +268,20 @@ impl ImageStore {
         Ok(())
     }
 
-    async fn make_layer(
-        &self,
-        client: &Client,
-        reference: &Reference,
-        job: &Job<'_>,
-        claim: LayerClaim,
-    ) -> Result<u64, Error> {
+    async fn make_layer(&self, job: &Job<'_>, claim: LayerClaim) -> Result<u64, Error> {
         let (sink, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
-        let promise = Promise {
-            blob: Some((job.layer.digest, job.layer.size)),
-            diff_id: Some(job.diff_id),
-        };
-        let (store, image, layer) = (self.clone(), reference.familiar(), job.layer.digest);
+        let promise =
+            Promise { blob: Some((job.layer.digest, job.layer.size)), diff_id: Some(job.diff_id) };
+        let (store, layer) = (self.store.clone(), job.layer.digest);
+        let image = self.reference.familiar();
         let making = blocking("make-layer", move || {
             let input = Incoming { chunks, chunk: Bytes::new() };
             layer::build(input, promise, claim.target(&store), &|_| {})
-                .map_err(|source: LayerError| Error::Layer { image, layer, source })?;
+                .map_err(|source| Error::Layer { image, layer, source: source.into() })?;
             claim.publish()
         });
         let on_bytes = |count| job.report_progress(count);
-        let downloading = client.download(job.layer, sink, &on_bytes);
+        let downloading = self.client.download(job.layer, sink, &on_bytes);
         // A broken download also ends the making, as a layer that is cut off: the download knows why.
         let (downloaded, made) = join(downloading, making).await;
         let received = downloaded?;
@@ -313,7 +347,7 @@ async fn resolve(
                 let Some(chosen) = index.choose(platform) else {
                     return Err(Error::NoPlatform {
                         image: reference.familiar(),
-                        wanted: platform.clone(),
+                        wanted: platform.clone().into(),
                         offered: index.platforms(),
                     });
                 };
@@ -324,15 +358,18 @@ async fn resolve(
     Err(Error::NestedTooDeep { image: reference.familiar(), limit: MAX_NESTING })
 }
 
-fn report_cached(image: &Image, reference: &Reference, progress: &dyn Progress) {
-    let layer_count = image.diff_ids().len();
+fn report_resolved(
+    reference: &Reference,
+    manifest_digest: Digest,
+    layer_sizes: &[u64],
+    progress: &dyn Progress,
+) {
     progress.report(PullProgress::Resolved {
         reference: reference.clone(),
-        manifest_digest: image.digest(),
-        layer_count,
-        total_download_bytes: Some(image.download_bytes()),
+        manifest_digest,
+        layer_count: layer_sizes.len(),
+        total_download_bytes: Some(layer_sizes.iter().sum()),
     });
-    progress.report(PullProgress::Complete { reference: reference.clone(), layer_count });
 }
 
 /// Chunks from the network as a reader for a thread.
@@ -377,5 +414,18 @@ pub(crate) async fn blocking<T: Send + 'static>(
             Err(panic) => std::panic::resume_unwind(panic),
             Ok(()) => unreachable!("a thread that does not panic sends its result"),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Silent;
+
+    #[test]
+    fn a_pull_can_be_spawned() {
+        fn assert_send(_: impl Send) {}
+        let (store, reference) = (ImageStore::open("/nowhere"), "debian".parse().unwrap());
+        assert_send(store.pull(&reference, &PullOptions::default(), &Silent));
     }
 }

@@ -113,8 +113,7 @@ impl FromStr for Reference {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let fault =
-            |reason| Error::ParseReference { text: text.to_owned(), reason };
+        let fault = |reason| Error::ParseReference { text: text.to_owned(), reason };
         let (name, digest) = match text.split_once('@') {
             Some((name, digest)) => {
                 (name, Some(digest.parse().map_err(|_| fault("the digest is not sha256:<hex>"))?))
@@ -151,7 +150,9 @@ impl FromStr for Reference {
             return Err(fault("a name is made of letters, digits, and single separators . _ - /"));
         }
         if tag.is_some_and(|tag| !is_tag(tag)) {
-            return Err(fault("a tag is 1 to 128 letters, digits, _ . -, not starting with . or -"));
+            return Err(fault(
+                "a tag is 1 to 128 letters, digits, _ . -, not starting with . or -",
+            ));
         }
         let tag = match (tag, digest) {
             (None, None) => Some(DEFAULT_TAG.to_owned()),
@@ -194,7 +195,7 @@ fn is_registry(text: &str) -> bool {
             if address.parse::<std::net::Ipv6Addr>().is_err() {
                 return false;
             }
-            ("v6", port.strip_prefix(':').or((!port.is_empty()).then_some("")))
+            ("v6", port.strip_prefix(':').or_else(|| (!port.is_empty()).then_some("")))
         }
         None => match text.split_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -247,7 +248,11 @@ mod tests {
             ("127.0.0.1:5000/debian:py", "127.0.0.1:5000/debian:py", "127.0.0.1:5000/debian:py"),
             ("localhost/a", "localhost/a:latest", "localhost/a:latest"),
             ("[::1]:5000/a", "[::1]:5000/a:latest", "[::1]:5000/a:latest"),
-            ("ghcr.io/a/b__c/d---e.f", "ghcr.io/a/b__c/d---e.f:latest", "ghcr.io/a/b__c/d---e.f:latest"),
+            (
+                "ghcr.io/a/b__c/d---e.f",
+                "ghcr.io/a/b__c/d---e.f:latest",
+                "ghcr.io/a/b__c/d---e.f:latest",
+            ),
             ("HOST/a", "HOST/a:latest", "HOST/a:latest"),
         ] {
             let reference: Reference = text.parse().unwrap();
@@ -265,9 +270,29 @@ mod tests {
     #[test]
     fn text_that_names_no_image_is_refused() {
         for text in [
-            "", ":tag", "/a", "a/", "a//b", "Debian", "a:", "a:-x", "a:b c", "../a", "a/../b",
-            "a@sha256:12", "a@", "ex ample.com/a", "-x.com/a", "host:port/a", "host:99999/a", "a___b",
-            "_a", "a.", "a..b", "[::zz]:1/a", "é",
+            "",
+            ":tag",
+            "/a",
+            "a/",
+            "a//b",
+            "Debian",
+            "a:",
+            "a:-x",
+            "a:b c",
+            "../a",
+            "a/../b",
+            "a@sha256:12",
+            "a@",
+            "ex ample.com/a",
+            "-x.com/a",
+            "host:port/a",
+            "host:99999/a",
+            "a___b",
+            "_a",
+            "a.",
+            "a..b",
+            "[::zz]:1/a",
+            "é",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }

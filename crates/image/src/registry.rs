@@ -110,10 +110,11 @@ impl Client {
         let limit = descriptor.size.min(MAX_CONFIG_BYTES);
         let response = self.get(&self.blob_url(descriptor), &HeaderMap::new()).await?;
         let digest = descriptor.digest;
-        let bytes = self
-            .body(response, limit)
-            .await?
-            .ok_or(Error::BlobTooLarge { subject, digest, limit })?;
+        let bytes = self.body(response, limit).await?.ok_or(Error::BlobTooLarge {
+            subject,
+            digest,
+            limit,
+        })?;
         let actual = Digest::of(&bytes);
         if actual != digest {
             return Err(Error::BlobDigest { subject, expected: digest, actual });
@@ -160,10 +161,10 @@ impl Client {
     ) -> Result<(), Error> {
         let mut headers = HeaderMap::new();
         let mut skip = 0;
-        if *received > 0 {
-            if let Ok(range) = format!("bytes={received}-").parse() {
-                headers.insert(RANGE, range);
-            }
+        if *received > 0
+            && let Ok(range) = format!("bytes={received}-").parse()
+        {
+            headers.insert(RANGE, range);
         }
         let response = self.get(url, &headers).await?;
         if *received > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
@@ -211,16 +212,18 @@ impl Client {
                     let challenge = response.headers().get_all(WWW_AUTHENTICATE);
                     let challenges = challenge.iter().filter_map(|value| value.to_str().ok());
                     let challenge = challenge::choose(challenges);
-                    let fresh = self.authorizer.answer(&self.http, challenge, authorization).await?;
+                    let fresh =
+                        self.authorizer.answer(&self.http, challenge, authorization).await?;
                     refused = Some(fresh);
                 }
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.denied()),
                 StatusCode::NOT_FOUND => {
-                    return Err(Error::ImageNotFound { reference: self.reference.clone() });
+                    return Err(Error::ImageNotFound { reference: self.reference.clone().into() });
                 }
                 status
                     if tries < MAX_TRIES
-                        && (status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS) =>
+                        && (status.is_server_error()
+                            || status == StatusCode::TOO_MANY_REQUESTS) =>
                 {
                     let wait = retry_after(response.headers()).unwrap_or_else(|| backoff(tries));
                     tracing::debug!(url, %status, ?wait, "the registry asks to come later");

@@ -102,7 +102,7 @@ impl ImageStore {
     /// [`Error::NotCached`] when there is no such name; [`Error::WriteStore`].
     pub fn remove(&self, reference: &Reference, pinned: &[Digest]) -> Result<Collected, Error> {
         if !self.remove_ref(reference)? {
-            return Err(Error::NotCached { reference: reference.clone() });
+            return Err(Error::NotCached { reference: reference.clone().into() });
         }
         self.collect(pinned)
     }

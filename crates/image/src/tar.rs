@@ -38,6 +38,14 @@ pub(crate) struct Entry {
     stored: u64,
 }
 
+/// What the headers before an entry's own say about it.
+#[derive(Default)]
+struct Described {
+    records: Records,
+    name: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+}
+
 /// Reads entries one after the other; what is left of an entry's data is skipped by the next call.
 pub(crate) struct Reader<R> {
     input: R,
@@ -59,35 +67,32 @@ impl<R: BufRead> Reader<R> {
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, LayerError> {
         self.skip(self.pending + self.padding)?;
         (self.pending, self.padding) = (0, 0);
-        let mut local = Records::default();
-        let mut long_name = None;
-        let mut long_link = None;
+        let mut described = Described::default();
         loop {
             let Some(block) = self.block()? else { return Ok(None) };
             let header = Header::parse(&block)
                 .map_err(|reason| LayerError::Header { offset: self.offset - BLOCK, reason })?;
-            match header.kind {
-                EntryKind::PaxLocal => local.extend(&self.extension(&header)?),
+            let taken = match header.kind {
+                EntryKind::PaxLocal => described.records.extend(&self.extension(&header)?),
                 EntryKind::PaxGlobal => {
                     let records = self.extension(&header)?;
                     self.global.extend(&records)
                 }
                 EntryKind::GnuLongName => {
-                    long_name = Some(until_nul(self.extension(&header)?));
+                    described.name = Some(until_nul(self.extension(&header)?));
                     Ok(())
                 }
                 EntryKind::GnuLongLink => {
-                    long_link = Some(until_nul(self.extension(&header)?));
+                    described.link = Some(until_nul(self.extension(&header)?));
                     Ok(())
                 }
                 EntryKind::VolumeLabel => self.extension(&header).map(|_| Ok(()))?,
                 _ => {
                     self.entries += 1;
-                    let entry = self.entry(&block, header, &local, long_name, long_link)?;
-                    return Ok(Some(entry));
+                    return self.entry(&block, header, described).map(Some);
                 }
-            }
-            .map_err(|reason| LayerError::Header { offset: self.offset, reason })?;
+            };
+            taken.map_err(|reason| LayerError::Header { offset: self.offset, reason })?;
         }
     }
 
@@ -171,24 +176,22 @@ impl<R: BufRead> Reader<R> {
         &mut self,
         block: &Block,
         header: Header,
-        local: &Records,
-        long_name: Option<Vec<u8>>,
-        long_link: Option<Vec<u8>>,
+        described: Described,
     ) -> Result<Entry, LayerError> {
         let at = self.offset - BLOCK;
         let fault = |reason| LayerError::Header { offset: at, reason };
         let mut entry = Entry {
-            name: long_name.unwrap_or(header.name),
+            name: described.name.unwrap_or(header.name),
             kind: header.kind,
             attributes: header.attributes,
             xattrs: Vec::new(),
-            link: long_link.unwrap_or(header.link),
+            link: described.link.unwrap_or(header.link),
             size: header.size,
             segments: None,
             stored: header.size,
         };
         self.global.apply(&mut entry).map_err(fault)?;
-        local.apply(&mut entry).map_err(fault)?;
+        described.records.apply(&mut entry).map_err(fault)?;
         if entry.kind == EntryKind::File && entry.name.ends_with(b"/") {
             // Archives older than the directory type mark directories by a trailing slash.
             entry.kind = EntryKind::Directory;
@@ -199,7 +202,7 @@ impl<R: BufRead> Reader<R> {
         }
         self.pending = entry.stored;
         self.padding = entry.stored.next_multiple_of(BLOCK) - entry.stored;
-        self.sparse(block, &mut entry, local)?;
+        self.sparse(block, &mut entry, &described.records)?;
         Ok(entry)
     }
 
@@ -319,10 +322,13 @@ impl Entry {
 
 /// `name` for messages: non-UTF-8 and control characters escaped.
 pub(crate) fn display_name(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).chars().flat_map(|c| {
-        let escape = c.is_control();
-        c.escape_default().filter(move |_| escape).chain((!escape).then_some(c))
-    }).collect()
+    String::from_utf8_lossy(name)
+        .chars()
+        .flat_map(|c| {
+            let escape = c.is_control();
+            c.escape_default().filter(move |_| escape).chain((!escape).then_some(c))
+        })
+        .collect()
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {

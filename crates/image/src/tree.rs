@@ -98,7 +98,7 @@ pub(crate) struct Part(pub(crate) u16);
 pub(crate) struct Directory {
     pub(crate) parent: InodeId,
     pub(crate) entries: BTreeMap<Box<[u8]>, InodeId>,
-    /// Hides what the layers below have at this path.
+    /// Hides what the layers below have in the directory at this path.
     pub(crate) opaque: bool,
     /// No archive entry describes it: attributes of the layers below stay.
     pub(crate) implied: bool,
@@ -245,7 +245,8 @@ impl Tree {
                 Some((_, Kind::Whiteout)) | None if missing == Missing::Create => {
                     let mut made = Inode::implied_directory(at);
                     if let (Kind::Directory(made), Some(_)) = (&mut made.kind, next) {
-                        made.opaque = true;
+                        // The whiteout has removed what was below, attributes and all.
+                        (made.opaque, made.implied) = (true, false);
                     }
                     let id = self.add(made);
                     self.link(at, &name, id);

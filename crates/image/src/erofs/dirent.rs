@@ -75,10 +75,8 @@ mod tests {
             for count in 0..200_usize {
                 let names: Vec<Vec<u8>> =
                     (0..count).map(|n| vec![b'a'; 1 + (n * 37 + count) % 255]).collect();
-                let entries: Vec<Dirent<'_>> = names
-                    .iter()
-                    .map(|name| Dirent { name, nid: 1, file_type: 1 })
-                    .collect();
+                let entries: Vec<Dirent<'_>> =
+                    names.iter().map(|name| Dirent { name, nid: 1, file_type: 1 }).collect();
                 let mut out = Vec::new();
                 encode(&entries, block_size, &mut out);
                 let predicted = encoded_len(names.iter().map(Vec::as_slice), block_size);

@@ -215,7 +215,14 @@ mod tests {
             let head = superblock.encode();
             let read = Superblock::decode(&head).unwrap();
             assert_eq!(
-                (read.block_size, read.blocks, read.inodes, read.meta_block, read.root_nid, read.uuid),
+                (
+                    read.block_size,
+                    read.blocks,
+                    read.inodes,
+                    read.meta_block,
+                    read.root_nid,
+                    read.uuid
+                ),
                 (block_size, 77, 5, 9, 2, [7; 16])
             );
             let mut damaged = head.clone();

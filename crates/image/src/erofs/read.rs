@@ -136,7 +136,7 @@ impl TreeReader<'_> {
 }
 
 /// How much of an image to load.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Extent {
     Head,
     Metadata,

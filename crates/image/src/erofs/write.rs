@@ -195,7 +195,9 @@ impl<'a> Plan<'a> {
             Kind::File(data) => (data.size, Content::Blocks(part_block(data.part) + data.block)),
             Kind::BlockDevice(device) | Kind::CharDevice(device) => (0, Content::Device(*device)),
             _ => match placed.content_block {
-                Some(block) => (placed.content_bytes, Content::Blocks(to_u32(content_start + block))),
+                Some(block) => {
+                    (placed.content_bytes, Content::Blocks(to_u32(content_start + block)))
+                }
                 None if placed.content_bytes > 0 => (placed.content_bytes, Content::Inline),
                 None => (0, Content::Blocks(0)),
             },

@@ -10,7 +10,8 @@ use crate::erofs::{BlockSize, xattr};
 use crate::error::{EntryFault, LayerError};
 use crate::tar::{Entry, EntryKind, Reader, display_name};
 use crate::tree::{
-    Attributes, Directory, FileData, Inode, InodeId, Kind, Missing, Part, PathFault, Tree, Xattr, components,
+    Attributes, Directory, FileData, Inode, InodeId, Kind, Missing, Part, PathFault, Tree, Xattr,
+    components,
 };
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -164,7 +165,7 @@ impl Builder {
             Some(id) => {
                 // What this layer has under the name stays; only a directory would let more show through.
                 if let Some(directory) = self.tree.directory_mut(id) {
-                    directory.opaque = true;
+                    (directory.opaque, directory.implied) = (true, false);
                 }
             }
             None => {
@@ -179,12 +180,7 @@ impl Builder {
         Ok(true)
     }
 
-    fn hard_link(
-        &mut self,
-        parent: InodeId,
-        name: &[u8],
-        target: &[u8],
-    ) -> Result<(), EntryFault> {
+    fn hard_link(&mut self, parent: InodeId, name: &[u8], target: &[u8]) -> Result<(), EntryFault> {
         if target.len() > MAX_TARGET_BYTES {
             return Err(EntryFault::BadTarget);
         }

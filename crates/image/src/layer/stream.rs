@@ -157,8 +157,9 @@ impl Chunks {
 
     /// Reads the stream to its end and returns the digest of all of it.
     pub(super) fn finish(mut self) -> Result<DiffId, LayerError> {
-        while let Some(len) = Some(self.fill_buf().map_err(|source| LayerError::Read { source })?.len())
-            .filter(|len| *len > 0)
+        while let Some(len) =
+            Some(self.fill_buf().map_err(|source| LayerError::Read { source })?.len())
+                .filter(|len| *len > 0)
         {
             self.consume(len);
         }

@@ -49,12 +49,8 @@ fn image(members: &Members, entry: Entry) -> Result<Found, Error> {
         config: descriptor(OCI_CONFIG, Digest::of(&config), config.len() as u64),
         layers,
     };
-    let names: Vec<Reference> = entry
-        .repo_tags
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|name| name.parse().ok())
-        .collect();
+    let names: Vec<Reference> =
+        entry.repo_tags.unwrap_or_default().iter().filter_map(|name| name.parse().ok()).collect();
     let label = names.first().map_or_else(|| entry.config.clone(), Reference::familiar);
     let bytes = serde_json::to_vec(&manifest).map_err(|source| Error::ParseManifest {
         digest: Digest::of(&config),

@@ -16,6 +16,9 @@ use crate::{Cause, Digest, Error, ImageStore};
 /// Longest chain of links between members; `docker save` once wrote one link for a repeated layer.
 const MAX_LINK_HOPS: usize = 8;
 
+/// Most bytes of documents kept from a stream, all together.
+const MAX_KEPT_BYTES: u64 = 64 << 20;
+
 /// Most members of an archive that is read by name.
 const MAX_MEMBERS: u64 = 1 << 20;
 
@@ -162,7 +165,8 @@ impl Members {
         let mut table = Table::new();
         while let Some(entry) = reader.next_entry().map_err(|source| fault(source.into()))? {
             if reader.entries() > MAX_MEMBERS {
-                return Err(Error::ArchiveEmpty { archive: path });
+                let too_much = LayerError::TooMuch { what: "members", limit: MAX_MEMBERS };
+                return Err(fault(too_much.into()));
             }
             let offset = reader.offset();
             let skipped = i64::try_from(reader.pass_over_data()).map_err(|e| fault(e.into()))?;
@@ -187,13 +191,23 @@ impl Members {
         };
         let mut reader = Reader::new(BufReader::with_capacity(256 << 10, stream));
         let mut table = Table::new();
+        let mut kept = 0;
         while let Some(entry) = reader.next_entry().map_err(fault)? {
-            if reader.entries() > MAX_MEMBERS {
-                return Err(Error::ArchiveEmpty { archive: origin(path) });
+            let limits = [
+                (reader.entries(), MAX_MEMBERS, "members"),
+                (kept, MAX_KEPT_BYTES, "bytes of documents"),
+            ];
+            if let Some((_, limit, what)) =
+                limits.into_iter().find(|(count, limit, _)| count > limit)
+            {
+                return Err(fault(LayerError::TooMuch { what, limit }));
             }
             match entry.kind {
                 EntryKind::File => {
                     let passed = pass(&mut reader, &entry, store, &fault)?;
+                    if let Passed::Document(bytes) = &passed {
+                        kept += bytes.len() as u64;
+                    }
                     table.add(&entry.name, passed);
                 }
                 EntryKind::Symlink | EntryKind::HardLink => table.add_link(&entry),

@@ -45,7 +45,7 @@ fn image(
         let Some(entry) = index.choose(&platform) else {
             return Err(Error::NoPlatform {
                 image: label,
-                wanted: platform,
+                wanted: platform.into(),
                 offered: index.platforms(),
             });
         };

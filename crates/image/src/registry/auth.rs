@@ -7,7 +7,7 @@ use reqwest::header::HeaderValue;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
-use super::challenge::Challenge;
+use super::challenge::{Bearer, Challenge};
 use super::{DOCKER_HUB, http_fault};
 use crate::{Error, Reference};
 
@@ -118,13 +118,14 @@ impl Authorizer {
         }
         let credentials = self.credentials().await?;
         let fresh = match (challenge, credentials) {
-            (Some(Challenge::Bearer { realm, service, scope }), credentials) => {
-                let token = self.token(http, &realm, service, scope, &credentials).await?;
+            (Some(Challenge::Bearer(demand)), credentials) => {
+                let token = self.token(http, demand, &credentials).await?;
                 Authorization::bearer(&token)
             }
             (Some(Challenge::Basic), Credentials::Basic { username, password }) => {
                 // The client knows how to encode it; the request is only built, never sent.
-                let request = http.get(&realm_of(&self.reference)).basic_auth(username, Some(password));
+                let request =
+                    http.get(realm_of(&self.reference)).basic_auth(username, Some(password));
                 let request = request.build().map_err(|source| self.fault(source))?;
                 request.headers().get(reqwest::header::AUTHORIZATION).cloned().map(Authorization)
             }
@@ -139,21 +140,21 @@ impl Authorizer {
     async fn token(
         &self,
         http: &reqwest::Client,
-        realm: &str,
-        service: Option<String>,
-        scope: Option<String>,
+        demand: Bearer,
         credentials: &Credentials,
     ) -> Result<String, Error> {
-        let scope =
-            scope.unwrap_or_else(|| format!("repository:{}:pull", self.reference.repository()));
-        let mut url = reqwest::Url::parse(realm).map_err(|_| self.odd("the token realm is no URL"))?;
-        let is_secure = url.scheme() == "https";
-        if !is_secure && !(self.plain_http && url.scheme() == "http") {
+        let scope = demand
+            .scope
+            .unwrap_or_else(|| format!("repository:{}:pull", self.reference.repository()));
+        let mut url = reqwest::Url::parse(&demand.realm)
+            .map_err(|_| self.odd("the token realm is no URL"))?;
+        let acceptable = url.scheme() == "https" || (self.plain_http && url.scheme() == "http");
+        if !acceptable {
             // Credentials that went to the registry encrypted must not leave this host in the clear.
             return Err(self.odd("the token realm is not encrypted"));
         }
         let mut fields = vec![("scope", scope)];
-        fields.extend(service.map(|service| ("service", service)));
+        fields.extend(demand.service.map(|service| ("service", service)));
         let request = match credentials {
             Credentials::Identity { token } => {
                 fields.push(("grant_type", "refresh_token".into()));
@@ -197,7 +198,8 @@ impl Authorizer {
             RegistryAuth::DockerConfig => {
                 let registry = self.reference.registry().to_owned();
                 // A credential helper is a program that is waited for.
-                crate::pull::blocking("read-credentials", move || stored_credentials(&registry)).await
+                crate::pull::blocking("read-credentials", move || stored_credentials(&registry))
+                    .await
             }
         }
     }

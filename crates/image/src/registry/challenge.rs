@@ -5,8 +5,16 @@
 pub(super) enum Challenge {
     /// A user name and a password with every request.
     Basic,
-    /// A token from `realm`.
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    /// A token from a token service.
+    Bearer(Bearer),
+}
+
+/// Where to get a token, and for what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Bearer {
+    pub(super) realm: String,
+    pub(super) service: Option<String>,
+    pub(super) scope: Option<String>,
 }
 
 /// The strongest demand among the values of the header that is understood.
@@ -23,7 +31,7 @@ pub(super) fn choose<'a>(values: impl Iterator<Item = &'a str>) -> Option<Challe
 }
 
 fn parse(value: &str) -> Option<Challenge> {
-    let (scheme, parameters) = value.trim().split_once(' ').unwrap_or((value.trim(), ""));
+    let (scheme, parameters) = value.trim().split_once(' ').unwrap_or_else(|| (value.trim(), ""));
     if scheme.eq_ignore_ascii_case("basic") {
         return Some(Challenge::Basic);
     }
@@ -42,7 +50,7 @@ fn parse(value: &str) -> Option<Challenge> {
         }
         rest = after.trim_start_matches([' ', ',']);
     }
-    Some(Challenge::Bearer { realm: realm?, service, scope })
+    Some(Challenge::Bearer(Bearer { realm: realm?, service, scope }))
 }
 
 /// A parameter's value and what follows it.
@@ -69,10 +77,12 @@ mod tests {
 
     #[test]
     fn challenges_are_read_whatever_their_spelling() {
-        let bearer = |realm: &str, service: Option<&str>, scope: Option<&str>| Challenge::Bearer {
-            realm: realm.into(),
-            service: service.map(Into::into),
-            scope: scope.map(Into::into),
+        let bearer = |realm: &str, service: Option<&str>, scope: Option<&str>| {
+            Challenge::Bearer(Bearer {
+                realm: realm.into(),
+                service: service.map(Into::into),
+                scope: scope.map(Into::into),
+            })
         };
         for (values, expected) in [
             (vec!["Basic realm=\"x\""], Some(Challenge::Basic)),

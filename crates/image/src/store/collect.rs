@@ -2,12 +2,19 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs::{self, TryLockError};
+use std::fs::{self, File};
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use super::ImageStore;
 use super::files::{TEMPORARY_PREFIX, Temporary, write_fault};
-use crate::{Digest, Error, Image};
+use crate::{DiffId, Digest, Error, Image};
+
+/// How long a collection waits for makers of images. Even where there is none, a child that a program is just
+/// starting holds copies of its locks until it runs another program.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What a collection did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,15 +42,11 @@ impl ImageStore {
         if !self.root.exists() {
             return Ok(collected);
         }
-        let lock = self.open_lock()?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(Collected { postponed: true, ..collected }),
-            Err(TryLockError::Error(source)) => {
-                return Err(write_fault(&self.lock_path(), source));
-            }
-        }
-        let mut kept: HashSet<Digest> = self.refs()?.into_iter().map(|(_, digest)| digest).collect();
+        let Some(_lock) = self.lock_for_collection()? else {
+            return Ok(Collected { postponed: true, ..collected });
+        };
+        let mut kept: HashSet<Digest> =
+            self.refs()?.into_iter().map(|(_, digest)| digest).collect();
         kept.extend(pinned);
         let manifests = self.manifests_dir();
         for name in self.names_in(&manifests)? {
@@ -72,16 +75,59 @@ impl ImageStore {
         Ok(collected)
     }
 
+    /// Takes layers away that were made for an image that did not come about, unless others need them by now.
+    ///
+    /// Best effort: what stays goes with the next collection.
+    pub(crate) fn discard_layers(&self, diff_ids: &[DiffId]) {
+        let Ok(Some(_lock)) = self.lock_for_collection() else { return };
+        let Ok(reached) = self.names_in(&self.manifests_dir()).and_then(|names| {
+            let digests = names.iter().filter_map(|name| Digest::from_file_stem(name));
+            self.reached_layers(digests)
+        }) else {
+            return;
+        };
+        for path in diff_ids.iter().map(|diff_id| self.layer_path(*diff_id)) {
+            if path.file_name().is_some_and(|name| !reached.contains(name))
+                && path.is_file()
+                && let Err(error) = remove(&path)
+            {
+                tracing::debug!(%error, "left for the next collection");
+            }
+        }
+    }
+
+    /// The lock that no maker of images holds, or `None` if one keeps it longer than [`LOCK_PATIENCE`].
+    fn lock_for_collection(&self) -> Result<Option<File>, Error> {
+        let file = self.open_lock()?;
+        let (sender, receiver) = mpsc::channel();
+        // Files have no lock with a deadline. A thread that is still waiting then lets go of what it gets.
+        thread::spawn(move || sender.send(file.lock().map(|()| file)));
+        match receiver.recv_timeout(LOCK_PATIENCE) {
+            Ok(Ok(locked)) => Ok(Some(locked)),
+            Ok(Err(source)) => Err(write_fault(&self.lock_path(), source)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// File names of the layers that these images have.
+    fn reached_layers(
+        &self,
+        digests: impl Iterator<Item = Digest>,
+    ) -> Result<HashSet<OsString>, Error> {
+        let mut reached = HashSet::new();
+        for digest in digests {
+            let extents = Image::extent_names(self, &digest)?;
+            reached.extend(extents.iter().filter_map(|path| path.file_name().map(Into::into)));
+        }
+        Ok(reached)
+    }
+
     fn collect_layers(
         &self,
         kept: &HashSet<Digest>,
         collected: &mut Collected,
     ) -> Result<(), Error> {
-        let mut reached: HashSet<OsString> = HashSet::new();
-        for digest in kept {
-            let extents = Image::extent_names(self, digest)?;
-            reached.extend(extents.iter().filter_map(|path| path.file_name().map(Into::into)));
-        }
+        let reached = self.reached_layers(kept.iter().copied())?;
         let layers = self.layers_dir();
         for name in self.names_in(&layers)? {
             if reached.contains(&OsString::from(&name)) {

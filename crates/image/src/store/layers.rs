@@ -5,8 +5,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::files::{create_directory, sync_directory, unique_name, write_fault};
 use super::ImageStore;
+use super::files::{create_directory, sync_directory, unique_name, write_fault};
 use crate::layer::Target;
 use crate::{DiffId, Error};
 
@@ -115,7 +115,8 @@ impl Partial {
             // The file may have been published or removed while it was waited for: then it is not ours.
             let ours = file.metadata()?;
             let named = fs::metadata(&path);
-            let same = named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()));
+            let same =
+                named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()));
             if same {
                 file.set_len(0)?;
             }

@@ -54,8 +54,13 @@ impl ImageStore {
             fs::rename(&target, &damaged.path).map_err(|source| write_fault(&target, source))?;
         }
         new.persist(&target)?;
-        self.image(&digest)?.ok_or(Error::StoreDamaged {
-            path: target,
+        self.complete_image(digest)
+    }
+
+    /// An image that has just been written; that it is not there is a fault of the store.
+    pub(crate) fn complete_image(&self, digest: Digest) -> Result<Image, Error> {
+        self.image(&digest)?.ok_or_else(|| Error::StoreDamaged {
+            path: self.manifests_dir().join(digest.file_stem()),
             reason: "an image is incomplete right after it was written",
         })
     }
@@ -84,9 +89,8 @@ impl ImageStore {
             path: path.to_owned(),
             reason: "the image is larger than its format can address",
         };
-        let block = |bytes: u64| {
-            u32::try_from(bytes / self.block_size.bytes()).map_err(|_| too_large())
-        };
+        let block =
+            |bytes: u64| u32::try_from(bytes / self.block_size.bytes()).map_err(|_| too_large());
         // Layers of which nothing is left, and those that only delete, are no part of the disk.
         for part in plan.used_parts() {
             let diff_id = parts[usize::from(part.0)];
@@ -110,7 +114,9 @@ impl ImageStore {
         let write = || {
             let mut file = BufWriter::with_capacity(1 << 20, File::create_new(path)?);
             file.write_all(&superblock.encode())?;
-            plan.write(&mut file, superblock.meta_block, &|Part(part)| first_blocks[usize::from(part)])?;
+            plan.write(&mut file, superblock.meta_block, &|Part(part)| {
+                first_blocks[usize::from(part)]
+            })?;
             file.into_inner()?.sync_all()
         };
         write().map_err(|source| write_fault(path, source))?;

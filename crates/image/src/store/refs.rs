@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{read_fault, read_optional, write_atomically, write_fault};
 use super::ImageStore;
+use super::files::{read_fault, read_optional, write_atomically, write_fault};
 use crate::{Digest, Error, Reference};
 
 /// Longest encoded name used as it is; the rest of a file name's 255 bytes is for a digest in longer ones.

@@ -108,7 +108,8 @@ pub(super) fn number(field: &[u8]) -> Result<i64, &'static str> {
                 (0, false) => *byte & 0x7f,
                 _ => *byte,
             };
-            value = value.checked_mul(256).ok_or(fault)?.checked_add(i64::from(byte)).ok_or(fault)?;
+            value =
+                value.checked_mul(256).ok_or(fault)?.checked_add(i64::from(byte)).ok_or(fault)?;
         }
         return Ok(value);
     }
@@ -130,10 +131,12 @@ pub(super) fn number(field: &[u8]) -> Result<i64, &'static str> {
 /// Sum of all bytes with the checksum field read as blanks; old writers summed signed bytes.
 fn has_valid_checksum(block: &Block) -> bool {
     let Ok(expected) = number(&block[148..156]) else { return false };
-    let bytes = || block.iter().enumerate().map(|(index, byte)| match index {
-        148..156 => b' ',
-        _ => *byte,
-    });
+    let bytes = || {
+        block.iter().enumerate().map(|(index, byte)| match index {
+            148..156 => b' ',
+            _ => *byte,
+        })
+    };
     let unsigned: i64 = bytes().map(i64::from).sum();
     let signed: i64 = bytes().map(|byte| i64::from(byte.cast_signed())).sum();
     expected == unsigned || expected == signed

@@ -22,7 +22,8 @@ impl Records {
         const FAULT: &str = "a PAX record is malformed";
         while !bytes.is_empty() {
             let blank = bytes.iter().take(20).position(|byte| *byte == b' ').ok_or(FAULT)?;
-            let length = usize::try_from(decimal(&bytes[..blank]).ok_or(FAULT)?).map_err(|_| FAULT)?;
+            let length =
+                usize::try_from(decimal(&bytes[..blank]).ok_or(FAULT)?).map_err(|_| FAULT)?;
             let record = bytes.get(blank + 1..length).ok_or(FAULT)?;
             let record = record.strip_suffix(b"\n").ok_or(FAULT)?;
             let equals = record.iter().position(|byte| *byte == b'=').ok_or(FAULT)?;
@@ -44,8 +45,9 @@ impl Records {
     /// Lays the records over what the header said.
     pub(super) fn apply(&self, entry: &mut Entry) -> Result<(), &'static str> {
         for (key, value) in &self.records {
-            // An empty value takes the record back: the header's own field counts.
-            if value.is_empty() && !key.starts_with(XATTR_PREFIX) {
+            // An empty value takes the record back (POSIX); so an attribute without a value cannot be told from one
+            // that was removed, and engines written in Go drop both.
+            if value.is_empty() {
                 continue;
             }
             let number = || decimal(value).ok_or("a PAX number is malformed");
@@ -56,8 +58,14 @@ impl Records {
                     entry.size = number()?;
                     entry.stored = entry.size;
                 }
-                b"uid" => entry.attributes.uid = number()?.try_into().map_err(|_| "the owner is absurd")?,
-                b"gid" => entry.attributes.gid = number()?.try_into().map_err(|_| "the group is absurd")?,
+                b"uid" => {
+                    let uid = number()?.try_into().map_err(|_| "the owner is absurd")?;
+                    entry.attributes.uid = uid;
+                }
+                b"gid" => {
+                    let gid = number()?.try_into().map_err(|_| "the group is absurd")?;
+                    entry.attributes.gid = gid;
+                }
                 b"mtime" => {
                     entry.attributes.modified =
                         Timestamp::parse(value).ok_or("a PAX time is malformed")?;
@@ -80,9 +88,12 @@ impl Records {
         const FAULT: &str = "a PAX sparse map is malformed";
         let describe = || {
             let pairs: Option<Vec<u64>> = match get(b"GNU.sparse.map") {
-                Some(map) => {
-                    Some(map.split(|byte| *byte == b',').map(decimal).collect::<Option<_>>().ok_or(FAULT)?)
-                }
+                Some(map) => Some(
+                    map.split(|byte| *byte == b',')
+                        .map(decimal)
+                        .collect::<Option<_>>()
+                        .ok_or(FAULT)?,
+                ),
                 None if get(b"GNU.sparse.major").is_some() => None,
                 None => Some(self.sparse_pairs.clone()),
             };

@@ -54,10 +54,7 @@ impl GnuMap {
         self.add(&block[..504])
     }
 
-    pub(super) fn finish(
-        self,
-        stored: u64,
-    ) -> Result<(u64, Option<Vec<Segment>>), &'static str> {
+    pub(super) fn finish(self, stored: u64) -> Result<(u64, Option<Vec<Segment>>), &'static str> {
         check(&self.segments, self.size, stored)?;
         Ok((self.size, Some(self.segments)))
     }

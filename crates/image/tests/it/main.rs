@@ -1,0 +1,10 @@
+//! The crate at its boundaries: images made by real tools, judged by other real tools.
+
+mod fidelity;
+mod hostile;
+mod snapshot;
+mod sources;
+mod store;
+mod tarball;
+mod tools;
+mod upper;
