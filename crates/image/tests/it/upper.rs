@@ -1,8 +1,9 @@
 //! The writable disk: judged by `e2fsck`, and by the kernel where it may mount.
 
+use std::os::unix::fs::MetadataExt;
+
 use anyhow::Result;
 use microsandbox_image::ext4::{self, UpperEntry, UpperEntryKind, UpperOptions};
-use std::os::unix::fs::MetadataExt;
 use tempfile::TempDir;
 
 use crate::tools::{run, text};
