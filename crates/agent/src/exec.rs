@@ -34,7 +34,8 @@ use crate::cgroup::Cgroups;
 use crate::exec::flow::OutputCredit;
 use crate::exec::input::Input;
 use crate::exec::plan::{Candidates, Plan, bad_args};
-use crate::exec::session::{Family, Pipes, Session};
+use crate::exec::session::{Family, Session};
+use crate::exec::stdio::Ours;
 use crate::link::Outbox;
 use crate::reaper::Reaper;
 use crate::sys::clone::{Image, Spawn, Spawner};
@@ -227,23 +228,23 @@ impl Engine {
         });
         let pid = spawned.map_err(|failed| plan.explain(failed))?;
         let ended = self.reaper.register(pid);
-        let (terminal, pipes) = ours.into();
+        let terminal = ours.terminal.clone();
         let input = (stdin == StdinMode::Pipe || terminal.is_some()).then(Input::new);
         let family = Family::new(Pid::from_raw(pid), cgroup);
         let session =
             Session { stream, family, credit: OutputCredit::new(window), input, terminal };
         let window = microsandbox_protocol::DEFAULT_WINDOW_BYTES;
         let started = ExecStarted { pid: pid.unsigned_abs(), window };
-        Ok(Start { session, started, pipes, ended, timeout })
+        Ok(Start { session, started, ours, ended, timeout })
     }
 
     fn begin(self: &Rc<Self>, start: Start) {
-        let Start { session, started, pipes, ended, timeout } = start;
+        let Start { session, started, ours, ended, timeout } = start;
         let (stream, session) = (session.stream, Rc::new(session));
         self.outbox.control(stream, &started);
         let (engine, mine) = (Rc::clone(self), Rc::clone(&session));
         let task = spawn_local(async move {
-            let exited = mine.run(pipes, ended, timeout, &engine.outbox).await;
+            let exited = mine.run(ours, ended, timeout, &engine.outbox).await;
             engine.outbox.control(stream, &exited);
             engine.streams.borrow_mut().remove(&stream);
             engine.ended.notify_waiters();
@@ -263,7 +264,7 @@ impl Engine {
 struct Start {
     session: Session,
     started: ExecStarted,
-    pipes: Pipes,
+    ours: Ours,
     ended: oneshot::Receiver<Ended>,
     timeout: Option<Duration>,
 }

@@ -20,6 +20,7 @@ mod cgroup;
 mod console;
 mod error;
 mod exec;
+mod fd;
 mod init;
 mod link;
 mod port;

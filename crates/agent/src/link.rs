@@ -11,6 +11,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
@@ -18,11 +19,11 @@ use microsandbox_protocol::{
     Frame, FrameDecoder, HEADER_LEN, Kind, MAX_BULK_LEN, Message, StreamId,
 };
 use nix::errno::Errno;
-use nix::unistd;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, oneshot};
 
 use crate::error::Error;
+use crate::fd::write_some;
 use crate::sys;
 
 /// Frames from the host.
@@ -52,7 +53,7 @@ impl Inbox {
             }
             let mut guard = self.port.readable().await.map_err(Error::ReadPort)?;
             match sys::io::read_into(&*self.port, self.decoder.buffer()) {
-                Ok(0) => return Ok(None),
+                Ok(0) | Err(Errno::ECONNRESET) => return Ok(None),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => guard.clear_ready(),
                 Err(errno) => return Err(Error::ReadPort(errno.into())),
@@ -137,22 +138,30 @@ impl Outbox {
 
     /// Writes whatever is queued, for ever.
     ///
-    /// # Errors
-    /// [`Error::WritePort`].
-    pub(crate) async fn deliver(&self, port: &AsyncFd<OwnedFd>) -> Result<(), Error> {
+    /// What a host that has gone does not take is dropped, so that nobody waits for it; that it has
+    /// gone is seen where frames are read.
+    pub(crate) async fn deliver(&self, port: &AsyncFd<OwnedFd>) {
+        let Err(_gone) = self.write(port).await;
+        loop {
+            self.0.control.borrow_mut().clear();
+            self.0.bulk.borrow_mut().clear();
+            self.0.writing.set(false);
+            self.0.emptied.notify_waiters();
+            self.0.filled.notified().await;
+        }
+    }
+
+    async fn write(&self, port: &AsyncFd<OwnedFd>) -> Result<Infallible, Errno> {
         let mut control = Vec::new();
         loop {
             std::mem::swap(&mut control, &mut *self.0.control.borrow_mut());
-            let piece = match control.is_empty() {
-                true => self.0.bulk.borrow_mut().pop_front(),
-                false => None,
-            };
+            let next = if control.is_empty() { self.0.bulk.borrow_mut().pop_front() } else { None };
             self.0.writing.set(true);
             if !control.is_empty() {
                 self.0.emptied.notify_waiters();
                 write_all(port, &control).await?;
                 control.clear();
-            } else if let Some((piece, taken)) = piece {
+            } else if let Some((piece, taken)) = next {
                 // A producer that was cancelled does not listen.
                 let _ = taken.send(());
                 write_all(port, piece.wire()).await?;
@@ -204,21 +213,9 @@ impl Piece {
     }
 }
 
-async fn write_all(port: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> Result<(), Error> {
+async fn write_all(port: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> Result<(), Errno> {
     while !bytes.is_empty() {
-        match unistd::write(port, bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => {
-                let mut guard = port.writable().await.map_err(Error::WritePort)?;
-                // The port may have become writable since: only a refusal proves it is not.
-                let again = guard.try_io(|port| Ok(unistd::write(port, bytes)?));
-                if let Ok(written) = again {
-                    bytes = &bytes[written.map_err(Error::WritePort)?..];
-                }
-            }
-            Err(errno) => return Err(Error::WritePort(errno.into())),
-        }
+        bytes = &bytes[write_some(port, bytes).await?..];
     }
     Ok(())
 }

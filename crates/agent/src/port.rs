@@ -46,12 +46,16 @@ pub(crate) fn open_port() -> Result<OwnedFd, Error> {
 fn find_port() -> Result<PathBuf, Error> {
     let ports = Path::new(PORTS);
     let failed = |errno| Error::OpenPort { path: ports.to_owned(), errno };
-    // Listening before looking: a port that comes in between is announced to us.
+    // It is there by now, as a rule.
+    if let Some(device) = named_port(ports) {
+        return Ok(device);
+    }
+    // Listening before looking again: a port that comes in between is announced to us.
     let events = DeviceEvents::listen().map_err(failed)?;
     let deadline = Instant::now() + FIND;
     loop {
         if let Some(device) = named_port(ports) {
-            return Ok(Path::new("/dev").join(device));
+            return Ok(device);
         }
         if !events.wait(deadline).map_err(failed)? {
             let waited_ms = u64::try_from(FIND.as_millis()).unwrap_or(u64::MAX);
@@ -60,13 +64,13 @@ fn find_port() -> Result<PathBuf, Error> {
     }
 }
 
-/// The device, such as `vport0p1`, whose name file holds [`PORT_NAME`].
+/// The device, such as `/dev/vport0p1`, whose name file holds [`PORT_NAME`].
 fn named_port(ports: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(ports).ok()?.flatten();
     let named = |entry: &fs::DirEntry| {
         fs::read_to_string(entry.path().join("name")).is_ok_and(|name| name.trim() == PORT_NAME)
     };
-    entries.into_iter().find(named).map(|entry| entry.file_name().into())
+    entries.into_iter().find(named).map(|entry| Path::new("/dev").join(entry.file_name()))
 }
 
 /// The kernel's announcements of devices (`lib/kobject_uevent.c`).

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use microsandbox_protocol::{
-    ExecDefaults, Frame, FrameDecoder, Kind, Message, Ping, Pong, Ready, Shutdown,
+    ExecDefaults, Frame, FrameDecoder, Kind, Message, Ping, Pong, Ready, Shutdown, Unsupported,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -106,7 +106,7 @@ impl Agent {
         let (port, outbox) = (Rc::clone(&self.port), self.outbox.clone());
         let (reaper, engine) = (Rc::clone(&self.reaper), Rc::clone(&self.engine));
         tokio::select! {
-            failed = outbox.deliver(&port) => failed.map(|()| End::HostGone),
+            () = outbox.deliver(&port) => Ok(End::HostGone),
             failed = reaper.run(|| engine.tidy()) => {
                 failed.map(|()| End::HostGone).map_err(Error::Runtime)
             }
@@ -129,7 +129,7 @@ impl Agent {
             };
             tokio::select! {
                 frame = frame => match frame? {
-                    Some(frame) => self.handle(frame)?,
+                    Some(frame) => self.handle(frame),
                     None => {
                         self.end_commands(Duration::ZERO).await;
                         return Ok(End::HostGone);
@@ -144,22 +144,25 @@ impl Agent {
         }
     }
 
-    fn handle(&mut self, frame: Frame) -> Result<(), Error> {
-        match Kind::from_byte(frame.kind) {
-            Some(Kind::Ping) => {
-                let Ping { token } = Ping::from_frame(&frame)?;
-                self.outbox.control(frame.stream, &Pong { token });
-            }
-            Some(Kind::Shutdown) => {
-                let Shutdown { grace_ms } = Shutdown::from_frame(&frame)?;
-                let grace = Duration::from_millis(grace_ms.into());
-                if self.ending.is_none() {
-                    self.ending = Some(spawn_local(self.end_commands(grace)));
-                }
-            }
+    fn handle(&mut self, frame: Frame) {
+        match (Kind::from_byte(frame.kind), frame.stream) {
+            (Some(Kind::Ping), stream) => match Ping::from_frame(&frame) {
+                Ok(Ping { token }) => self.outbox.control(stream, &Pong { token }),
+                Err(_) => self.outbox.control(stream, &Unsupported { kind: frame.kind }),
+            },
+            (Some(Kind::Shutdown), 0) => match Shutdown::from_frame(&frame) {
+                Ok(Shutdown { grace_ms }) => self.shut_down(grace_ms),
+                Err(_) => self.outbox.control(0, &Unsupported { kind: frame.kind }),
+            },
             _ => self.engine.handle(frame),
         }
-        Ok(())
+    }
+
+    fn shut_down(&mut self, grace_ms: u32) {
+        if self.ending.is_none() {
+            let grace = Duration::from_millis(grace_ms.into());
+            self.ending = Some(spawn_local(self.end_commands(grace)));
+        }
     }
 
     /// Asks every process to end, kills those that have not within `grace`.

@@ -69,12 +69,21 @@ impl Drain {
         self.begun.notify_waiters();
     }
 
+    /// Returns when that moment has begun.
+    pub(crate) async fn begun(&self) {
+        self.until().await;
+    }
+
     /// Returns when that moment is over.
     pub(crate) async fn over(&self) {
+        sleep_until(self.until().await).await;
+    }
+
+    async fn until(&self) -> Instant {
         loop {
             let begun = self.begun.notified();
             match self.deadline.get() {
-                Some(deadline) => return sleep_until(deadline).await,
+                Some(deadline) => return deadline,
                 None => begun.await,
             }
         }

@@ -9,10 +9,10 @@ use microsandbox_protocol::{
     Credit, DEFAULT_WINDOW_BYTES, ReceiveWindow, StdinClosed, StreamId, WindowExceeded,
 };
 use nix::errno::Errno;
-use nix::unistd;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+use crate::fd::write_some;
 use crate::link::Outbox;
 
 /// Bytes on their way to a command; never more than the window.
@@ -132,21 +132,5 @@ impl Input {
         state.closed = true;
         state.queue.clear();
         outbox.control(stream, &StdinClosed { errno: errno as i32 });
-    }
-}
-
-async fn write_some(target: &AsyncFd<OwnedFd>, bytes: &[u8]) -> Result<usize, Errno> {
-    loop {
-        match unistd::write(target, bytes) {
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => {
-                let Ok(mut ready) = target.writable().await else { return Err(Errno::EIO) };
-                // It may have become writable since: only a refusal proves that it is not.
-                if let Ok(result) = ready.try_io(|target| Ok(unistd::write(target, bytes)?)) {
-                    return result.map_err(|error| Errno::try_from(error).unwrap_or(Errno::EIO));
-                }
-            }
-            result => return result,
-        }
     }
 }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use microsandbox_protocol::{Kind, MAX_BULK_LEN, StreamId};
 use nix::errno::Errno;
-use nix::unistd;
+use nix::unistd::read;
 use tokio::io::unix::AsyncFd;
 
 use crate::exec::flow::{Drain, OutputCredit};
@@ -37,20 +37,26 @@ enum Read {
 impl Output<'_> {
     /// Sends output until its end, or until `drain` is over and nothing is left.
     pub(crate) async fn pump(self, drain: &Drain) {
+        let mut draining = false;
         loop {
             self.credit.available().await;
-            let mut ready = tokio::select! {
+            let ready = tokio::select! {
                 biased;
                 () = drain.over() => break,
+                // As a rule this is the end: looking is faster than being told.
+                () = drain.begun(), if !draining => {
+                    draining = true;
+                    None
+                }
                 ready = self.source.readable() => match ready {
-                    Ok(ready) => ready,
+                    Ok(ready) => Some(ready),
                     Err(_) => return,
                 },
             };
-            match self.forward(MAX_BULK_LEN).await {
-                Read::Bytes(_) => {}
-                Read::Nothing => ready.clear_ready(),
-                Read::End => return,
+            match (self.forward(MAX_BULK_LEN).await, ready) {
+                (Read::Bytes(_), _) | (Read::Nothing, None) => {}
+                (Read::Nothing, Some(mut ready)) => ready.clear_ready(),
+                (Read::End, _) => return,
             }
         }
         let mut left = PIPE_MAX;
@@ -71,7 +77,7 @@ impl Output<'_> {
             return Read::Bytes(0);
         }
         let mut piece = self.outbox.piece();
-        match unistd::read(self.source, &mut piece.room()[..allowed]) {
+        match read(self.source, &mut piece.room()[..allowed]) {
             Ok(0) => Read::End,
             Ok(len) => {
                 self.credit.spend(len);

@@ -11,6 +11,7 @@
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use crate::cgroup::{Account, Cgroup};
 use crate::exec::flow::{Drain, OutputCredit, timed_out};
 use crate::exec::input::{Input, Sink};
 use crate::exec::output::Output;
-use crate::exec::stdio::Stdio;
+use crate::exec::stdio::Ours;
 use crate::link::Outbox;
 use crate::sys::process::Ended;
 
@@ -36,15 +37,7 @@ pub(crate) struct Session {
     pub family: Family,
     pub credit: OutputCredit,
     pub input: Option<Input>,
-    pub terminal: Option<AsyncFd<OwnedFd>>,
-}
-
-/// The pipes of a command without a terminal.
-#[derive(Debug)]
-pub(crate) struct Pipes {
-    pub stdin: Option<AsyncFd<OwnedFd>>,
-    pub stdout: Option<AsyncFd<OwnedFd>>,
-    pub stderr: Option<AsyncFd<OwnedFd>>,
+    pub terminal: Option<Rc<AsyncFd<OwnedFd>>>,
 }
 
 impl Session {
@@ -67,15 +60,15 @@ impl Session {
     /// Moves input and output until the command has ended, then tells how.
     pub(crate) async fn run(
         &self,
-        mut pipes: Pipes,
+        ours: Ours,
         ended: oneshot::Receiver<Ended>,
         timeout: Option<Duration>,
         outbox: &Outbox,
     ) -> ExecExited {
         let drain = Drain::default();
-        let stdin = pipes.stdin.take();
+        let Ours { stdin, stdout, stderr, .. } = ours;
         let mut input = pin!(self.feed(stdin, outbox));
-        let mut outputs = pin!(self.collect(&pipes, &drain, outbox));
+        let mut outputs = pin!(self.collect(&stdout, stderr.as_ref(), &drain, outbox));
         let mut ended = pin!(ended);
         let mut timeout = pin!(timed_out(timeout));
         let (mut leader, mut fed, mut collected, mut overdue) = (None, false, false, false);
@@ -115,28 +108,23 @@ impl Session {
         input.pump(sink, self.stream, outbox).await;
     }
 
-    async fn collect(&self, pipes: &Pipes, drain: &Drain, outbox: &Outbox) {
-        let pump = async |source: Option<&AsyncFd<OwnedFd>>, kind| {
-            if let Some(source) = source {
-                let (stream, credit) = (self.stream, &self.credit);
-                Output { source, stream, kind, credit, outbox }.pump(drain).await;
+    async fn collect(
+        &self,
+        stdout: &AsyncFd<OwnedFd>,
+        stderr: Option<&AsyncFd<OwnedFd>>,
+        drain: &Drain,
+        outbox: &Outbox,
+    ) {
+        let pump = async |source, kind| {
+            let (stream, credit) = (self.stream, &self.credit);
+            Output { source, stream, kind, credit, outbox }.pump(drain).await;
+        };
+        let errors = async {
+            if let Some(stderr) = stderr {
+                pump(stderr, Kind::Stderr).await;
             }
         };
-        let stdout = self.terminal.as_ref().or(pipes.stdout.as_ref());
-        tokio::join!(pump(stdout, Kind::Stdout), pump(pipes.stderr.as_ref(), Kind::Stderr));
-    }
-}
-
-impl From<Stdio> for (Option<AsyncFd<OwnedFd>>, Pipes) {
-    fn from(stdio: Stdio) -> Self {
-        match stdio {
-            Stdio::Terminal(master) => {
-                (Some(master), Pipes { stdin: None, stdout: None, stderr: None })
-            }
-            Stdio::Pipes { stdin, stdout, stderr } => {
-                (None, Pipes { stdin, stdout: Some(stdout), stderr: Some(stderr) })
-            }
-        }
+        tokio::join!(pump(stdout, Kind::Stdout), errors);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use microsandbox_protocol::{StdinMode, TerminalSize};
 use nix::errno::Errno;
@@ -15,11 +16,14 @@ use crate::sys::io::watch;
 
 /// The agent's ends.
 #[derive(Debug)]
-pub(crate) enum Stdio {
-    /// Pipes; no stdin: the command reads `/dev/null`.
-    Pipes { stdin: Option<AsyncFd<OwnedFd>>, stdout: AsyncFd<OwnedFd>, stderr: AsyncFd<OwnedFd> },
-    /// The master of a pseudo terminal.
-    Terminal(AsyncFd<OwnedFd>),
+pub(crate) struct Ours {
+    /// The master of a pseudo terminal, which is standard output too.
+    pub terminal: Option<Rc<AsyncFd<OwnedFd>>>,
+    /// None: the command reads the terminal or `/dev/null`.
+    pub stdin: Option<AsyncFd<OwnedFd>>,
+    pub stdout: Rc<AsyncFd<OwnedFd>>,
+    /// None on a terminal.
+    pub stderr: Option<AsyncFd<OwnedFd>>,
 }
 
 /// The command's ends, to be closed once it has them.
@@ -56,7 +60,7 @@ impl Theirs {
 ///
 /// # Errors
 /// What the kernel said.
-pub(crate) fn pipes(mode: StdinMode) -> io::Result<(Stdio, Theirs)> {
+pub(crate) fn pipes(mode: StdinMode) -> io::Result<(Ours, Theirs)> {
     let (theirs_in, stdin) = match mode {
         StdinMode::Null => (None, None),
         StdinMode::Pipe => {
@@ -66,8 +70,8 @@ pub(crate) fn pipes(mode: StdinMode) -> io::Result<(Stdio, Theirs)> {
     };
     let (stdout, theirs_out) = pipe2(OFlag::O_CLOEXEC)?;
     let (stderr, theirs_err) = pipe2(OFlag::O_CLOEXEC)?;
-    let ours =
-        Stdio::Pipes { stdin, stdout: never_blocking(stdout)?, stderr: never_blocking(stderr)? };
+    let (stdout, stderr) = (Rc::new(never_blocking(stdout)?), never_blocking(stderr)?);
+    let ours = Ours { terminal: None, stdin, stdout, stderr: Some(stderr) };
     Ok((ours, Theirs { stdin: theirs_in, stdout: theirs_out, stderr: Some(theirs_err) }))
 }
 
@@ -75,13 +79,16 @@ pub(crate) fn pipes(mode: StdinMode) -> io::Result<(Stdio, Theirs)> {
 ///
 /// # Errors
 /// What the kernel said.
-pub(crate) fn terminal(size: TerminalSize) -> io::Result<(Stdio, Theirs)> {
+pub(crate) fn terminal(size: TerminalSize) -> io::Result<(Ours, Theirs)> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     let master = open("/dev/ptmx", flags, Mode::empty())?;
     device::set_terminal_size(&master, size)?;
     let terminal = device::open_terminal(&master)?;
     let stdin = Some(terminal.try_clone()?);
-    Ok((Stdio::Terminal(watch(master)?), Theirs { stdin, stdout: terminal, stderr: None }))
+    let master = Rc::new(watch(master)?);
+    let (copy, stdout) = (Some(Rc::clone(&master)), master);
+    let ours = Ours { terminal: copy, stdin: None, stdout, stderr: None };
+    Ok((ours, Theirs { stdin, stdout: terminal, stderr: None }))
 }
 
 /// The flag belongs to this end alone: the command's end goes on blocking, as programs expect.
