@@ -260,7 +260,10 @@ mod tests {
         let check = |config: &SandboxConfig, args: &[&str], expected: Option<&[&str]>| {
             let command = config.command(args.iter().map(|arg| (*arg).to_owned()).collect());
             let command = command.map(|(program, args)| [vec![program], args].concat());
-            assert_eq!(command.as_deref(), expected.map(|e| e.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()).as_deref());
+            assert_eq!(
+                command.as_deref(),
+                expected.map(|e| e.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()).as_deref()
+            );
         };
         check(&merged(None), &[], Some(&["/entry", "default"]));
         check(&merged(None), &["x"], Some(&["/entry", "x"]));

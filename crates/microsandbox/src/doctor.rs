@@ -117,7 +117,8 @@ fn check_qemu(home: &Home, kvm_works: bool) -> Check {
     match home.qemu() {
         Some(path) => {
             let version = Command::new(&path).arg("--version").output();
-            let version = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+            let version =
+                version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
             let version = version.unwrap_or_else(|error| error.to_string());
             let first = version.lines().next().unwrap_or("no version").to_owned();
             Check::ok("qemu", format!("{}: {first}", path.display()))

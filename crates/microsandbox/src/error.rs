@@ -64,7 +64,9 @@ pub enum MicrosandboxError {
     #[error(transparent)]
     Runtime(microsandbox_runtime::Error),
     /// A sandbox of that name exists.
-    #[error("sandbox '{0}' already exists; remove it, start the stopped sandbox, or recreate with .replace()")]
+    #[error(
+        "sandbox '{0}' already exists; remove it, start the stopped sandbox, or recreate with .replace()"
+    )]
     SandboxAlreadyExists(String),
     /// Another command works on the sandbox at this moment.
     #[error("sandbox '{0}' is in use by another command")]

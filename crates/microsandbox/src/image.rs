@@ -1,16 +1,14 @@
 //! Images as sandboxes use them: found in the store, pulled, loaded, removed.
 
-use std::{
-    io::Read,
-    path::Path,
-    sync::Arc,
-};
+use std::{io::Read, path::Path, sync::Arc};
 
 use microsandbox_image::{
     ArchiveSource, Digest, Image as StoredImage, Progress, PullOptions, Reference,
 };
 
-use crate::{MicrosandboxError, MicrosandboxResult, PullPolicy, RootfsSource, SandboxConfig, home::Home};
+use crate::{
+    MicrosandboxError, MicrosandboxResult, PullPolicy, RootfsSource, SandboxConfig, home::Home,
+};
 
 /// An image in the store.
 #[derive(Debug, Clone)]

@@ -58,7 +58,8 @@ pub(crate) fn validate_labels(labels: &BTreeMap<String, String>) -> Microsandbox
         if key.is_empty() {
             return Err(invalid("label key must not be empty".into()));
         }
-        if let Some(prefix) = RESERVED_LABEL_PREFIXES.iter().find(|prefix| key.starts_with(**prefix))
+        if let Some(prefix) =
+            RESERVED_LABEL_PREFIXES.iter().find(|prefix| key.starts_with(**prefix))
         {
             return Err(invalid(format!("label key '{key}' uses reserved prefix '{prefix}'")));
         }
@@ -86,9 +87,9 @@ pub(crate) fn hostname_from_sandbox_name(name: &str) -> String {
         return name.to_owned();
     }
     // FNV-1a: stable for ever, and unlike names of one prefix stay unlike.
-    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
+    let hash = name
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let suffix = format!("-{hash:08x}");
     let mut cut = MAX_HOSTNAME_BYTES - suffix.len();
     while !name.is_char_boundary(cut) {

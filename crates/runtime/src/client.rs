@@ -36,39 +36,46 @@ pub struct AgentClient {
 struct Shared {
     welcome: Welcome,
     sender: FrameSender,
-    streams: Mutex<HashMap<StreamId, Arc<StreamState>>>,
+    streams: Mutex<HashMap<StreamId, Route>>,
     next_stream: AtomicU32,
     open: watch::Receiver<bool>,
 }
 
-/// What the reader of the connection shares with the holder of a stream.
+/// Where frames of a stream go. Only the table of streams has it: when the link closes and the table
+/// is emptied, the holder of the stream finds its queue closed.
 #[derive(Debug)]
-struct StreamState {
+struct Route {
     updates: mpsc::UnboundedSender<Frame>,
-    stdin: Mutex<SendWindow>,
-    stdin_closed: AtomicBool,
-    stdin_changed: Notify,
+    stdin: Arc<StdinState>,
 }
 
-impl StreamState {
-    fn new(updates: mpsc::UnboundedSender<Frame>) -> Self {
+/// What the reader of the connection shares with those who write to a command's input.
+#[derive(Debug)]
+struct StdinState {
+    window: Mutex<SendWindow>,
+    closed: AtomicBool,
+    changed: Notify,
+}
+
+impl StdinState {
+    fn new() -> Self {
         // The agent opens the window when the command has started.
-        let stdin = Mutex::new(SendWindow::new(0));
-        Self { updates, stdin, stdin_closed: AtomicBool::new(false), stdin_changed: Notify::new() }
+        let window = Mutex::new(SendWindow::new(0));
+        Self { window, closed: AtomicBool::new(false), changed: Notify::new() }
     }
 
     fn window(&self) -> MutexGuard<'_, SendWindow> {
-        self.stdin.lock().unwrap_or_else(PoisonError::into_inner)
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn grant(&self, bytes: u32) {
         self.window().grant(bytes);
-        self.stdin_changed.notify_waiters();
+        self.changed.notify_waiters();
     }
 
-    fn close_stdin(&self) {
-        self.stdin_closed.store(true, Ordering::Release);
-        self.stdin_changed.notify_waiters();
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.changed.notify_waiters();
     }
 }
 
@@ -116,12 +123,14 @@ impl AgentClient {
         if !exec.fits() {
             return Err(Error::TooLong { limit: MAX_BODY_LEN });
         }
+        let (updates, received) = mpsc::unbounded_channel();
+        let stdin = Arc::new(StdinState::new());
+        let id = self.shared.claim_stream(Route { updates, stdin: Arc::clone(&stdin) });
+        // Asked after the stream is in the table: a link that closes later empties the table.
         if !*self.shared.open.borrow() {
+            self.shared.streams().remove(&id);
             return Err(Error::Closed { during: "the start of a command" });
         }
-        let (updates, received) = mpsc::unbounded_channel();
-        let state = Arc::new(StreamState::new(updates));
-        let id = self.shared.claim_stream(&state);
         self.shared.sender.send(exec.to_frame(id));
         Ok(ExecStream {
             id,
@@ -130,7 +139,7 @@ impl AgentClient {
                 Program::SelfTest => "self test".into(),
             },
             client: self.clone(),
-            state,
+            stdin,
             received,
             window: ReceiveWindow::new(exec.window),
             ended: false,
@@ -156,17 +165,17 @@ impl AgentClient {
 }
 
 impl Shared {
-    fn streams(&self) -> MutexGuard<'_, HashMap<StreamId, Arc<StreamState>>> {
+    fn streams(&self) -> MutexGuard<'_, HashMap<StreamId, Route>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn claim_stream(&self, state: &Arc<StreamState>) -> StreamId {
+    fn claim_stream(&self, route: Route) -> StreamId {
         let mut streams = self.streams();
         loop {
             let turn = self.next_stream.fetch_add(1, Ordering::Relaxed);
             let id = self.welcome.first_stream + turn % self.welcome.stream_count.max(1);
             if let Entry::Vacant(free) = streams.entry(id) {
-                free.insert(Arc::clone(state));
+                free.insert(route);
                 return id;
             }
         }
@@ -190,34 +199,38 @@ async fn dispatch(
         };
         let Some(shared) = shared.upgrade() else { break };
         let mut streams = shared.streams();
-        let Some(state) = streams.get(&frame.stream).cloned() else { continue };
+        let Some(route) = streams.get(&frame.stream) else { continue };
+        let mut ended = false;
         match Kind::from_byte(frame.kind) {
             Some(Kind::Credit) => {
                 if let Ok(credit) = Credit::from_frame(&frame) {
-                    state.grant(credit.bytes);
+                    route.stdin.grant(credit.bytes);
                 }
                 continue;
             }
             Some(Kind::ExecStarted) => {
                 if let Ok(started) = ExecStarted::from_frame(&frame) {
-                    state.grant(started.window);
+                    route.stdin.grant(started.window);
                 }
             }
-            Some(Kind::StdinClosed) => state.close_stdin(),
+            Some(Kind::StdinClosed) => route.stdin.close(),
             Some(Kind::ExecExited | Kind::ExecFailed) => {
-                streams.remove(&frame.stream);
-                state.close_stdin();
+                route.stdin.close();
+                ended = true;
             }
             _ => {}
         }
-        drop(streams);
+        let stream = frame.stream;
         // The holder of the stream may have dropped it; then nobody wants the frame.
-        let _unwanted = state.updates.send(frame);
+        let _unwanted = route.updates.send(frame);
+        if ended {
+            streams.remove(&stream);
+        }
     }
     let _nobody_waits = open.send(false);
     if let Some(shared) = shared.upgrade() {
-        for (_, state) in shared.streams().drain() {
-            state.close_stdin();
+        for (_, route) in shared.streams().drain() {
+            route.stdin.close();
         }
     }
 }
@@ -230,7 +243,7 @@ pub struct ExecStream {
     id: StreamId,
     program: String,
     client: AgentClient,
-    state: Arc<StreamState>,
+    stdin: Arc<StdinState>,
     received: mpsc::UnboundedReceiver<Frame>,
     window: ReceiveWindow,
     ended: bool,
@@ -313,7 +326,7 @@ impl ExecStream {
 
     /// The way into the command's standard input.
     pub fn stdin(&self) -> StdinWriter {
-        StdinWriter { id: self.id, client: self.client.clone(), state: Arc::clone(&self.state) }
+        StdinWriter { id: self.id, client: self.client.clone(), state: Arc::clone(&self.stdin) }
     }
 
     /// Sends a signal to the command's process group.
@@ -340,7 +353,7 @@ impl Drop for ExecStream {
 pub struct StdinWriter {
     id: StreamId,
     client: AgentClient,
-    state: Arc<StreamState>,
+    state: Arc<StdinState>,
 }
 
 impl StdinWriter {
@@ -352,7 +365,7 @@ impl StdinWriter {
     /// Not cancel safe: how much was written is lost.
     pub async fn write(&self, mut bytes: Bytes) -> bool {
         while !bytes.is_empty() {
-            let changed = self.state.stdin_changed.notified();
+            let changed = self.state.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             if self.is_closed() {
@@ -381,6 +394,6 @@ impl StdinWriter {
     }
 
     fn is_closed(&self) -> bool {
-        self.state.stdin_closed.load(Ordering::Acquire)
+        self.state.closed.load(Ordering::Acquire)
     }
 }
