@@ -174,7 +174,8 @@ impl Outbox {
         }
     }
 
-    fn recycle(&self, piece: Piece) {
+    /// Takes back a piece that is not needed.
+    pub(crate) fn recycle(&self, piece: Piece) {
         let mut spare = self.0.spare.borrow_mut();
         if spare.len() < SPARE_MAX {
             spare.push(piece);

@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -85,7 +85,7 @@ impl DeviceEvents {
             SockProtocol::NetlinkKObjectUEvent,
         )?;
         let (any_pid, kernel_group) = (0, 1);
-        bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &NetlinkAddr::new(any_pid, kernel_group))?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(any_pid, kernel_group))?;
         Ok(Self(socket))
     }
 
@@ -97,7 +97,7 @@ impl DeviceEvents {
         let timeout = EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX);
         let announced = epoll.wait(&mut [EpollEvent::empty()], timeout)? > 0;
         let mut event = [0; 4096];
-        let socket = std::os::fd::AsRawFd::as_raw_fd(&self.0);
+        let socket = self.0.as_raw_fd();
         while recv(socket, &mut event, MsgFlags::empty()).is_ok() {}
         Ok(announced)
     }

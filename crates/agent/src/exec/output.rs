@@ -77,18 +77,19 @@ impl Output<'_> {
             return Read::Bytes(0);
         }
         let mut piece = self.outbox.piece();
-        match read(self.source, &mut piece.room()[..allowed]) {
-            Ok(0) => Read::End,
-            Ok(len) => {
+        let unused = match read(self.source, &mut piece.room()[..allowed]) {
+            Ok(len) if len > 0 => {
                 self.credit.spend(len);
                 piece.seal(self.stream, self.kind, len);
                 self.outbox.bulk(piece).await;
-                Read::Bytes(len)
+                return Read::Bytes(len);
             }
             Err(Errno::EINTR) => Read::Bytes(0),
             Err(Errno::EAGAIN) => Read::Nothing,
             // EIO: no process has the terminal open any more.
-            Err(_) => Read::End,
-        }
+            Ok(_) | Err(_) => Read::End,
+        };
+        self.outbox.recycle(piece);
+        unused
     }
 }

@@ -7,10 +7,10 @@ use libc::c_int;
 use microsandbox_protocol::{
     Exec, ExecDefaults, ExecFailed, ExecFailure, Program, Rlimit, RlimitResource,
 };
+use nix::errno::Errno;
 
 use crate::sys::clone::{CStrings, SpawnFailed, Step};
 use crate::users::{Accounts, User};
-use nix::errno::Errno;
 
 /// `PATH` of a command whose sandbox has none: Debian's for root, which every distribution fits in.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
