@@ -233,6 +233,16 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// No encrypted connection can be made from this machine.
+    #[error("prepare encrypted connections to registry {registry}")]
+    SetUpTls {
+        /// Host of the registry.
+        registry: String,
+        /// What is missing.
+        #[source]
+        source: Cause,
+    },
+
     /// A registry stopped sending.
     #[error("registry {registry} sent nothing for {} s", after.as_secs())]
     Stalled {
@@ -316,6 +326,9 @@ impl Error {
             }
             Self::ParsePlatform { .. } => {
                 "write a platform as OS/ARCHITECTURE, for example linux/arm64".into()
+            }
+            Self::SetUpTls { .. } => {
+                "install the certificates of authorities (Debian: apt-get install ca-certificates)".into()
             }
             Self::Stalled { .. } => "try again; what was finished is kept".into(),
             Self::StoreDamaged { .. } => "remove the image and pull it again".into(),

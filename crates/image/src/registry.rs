@@ -61,13 +61,25 @@ impl Client {
         let host = if registry == DOCKER_HUB { DOCKER_HUB_HOST } else { registry };
         let plain = reference.is_loopback() || plain_http_hosts.iter().any(|host| host == registry);
         let scheme = if plain { "http" } else { "https" };
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("microsandbox/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::limited(10))
-            .build()
-            .map_err(|source| http_fault(registry, source))?;
+        let builder = || {
+            let builder = reqwest::Client::builder()
+                .user_agent(concat!("microsandbox/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(CONNECT_TIMEOUT)
+                .read_timeout(READ_TIMEOUT)
+                .redirect(reqwest::redirect::Policy::limited(10));
+            // A proxy's loopback is another machine.
+            if reference.is_loopback() { builder.no_proxy() } else { builder }
+        };
+        // A machine without certificates of authorities can still talk to its own registry; without encryption none
+        // is needed, and whatever that registry redirects to with encryption is refused.
+        let built = builder().build().or_else(|fault| match plain {
+            true => builder().tls_certs_only([]).build(),
+            false => Err(fault),
+        });
+        let http = built.map_err(|source| Error::SetUpTls {
+            registry: registry.to_owned(),
+            source: source.into(),
+        })?;
         Ok(Self {
             http,
             reference: reference.clone(),
