@@ -133,7 +133,7 @@ async fn make(
     };
     let row = catalogue.insert_sandbox(&new).await?;
     half_made.row = Some((catalogue, row));
-    boot(home, &machinery, &image, config, (dir, lock), mode).await
+    boot(&machinery, &image, config, (dir, lock), mode).await
 }
 
 /// Starts a sandbox that is defined and whose disks are there.
@@ -151,11 +151,10 @@ pub(crate) async fn start(
         }
         other => other.into(),
     })?;
-    boot(home, &machinery, &image, config, (dir, lock), mode).await
+    boot(&machinery, &image, config, (dir, lock), mode).await
 }
 
 async fn boot(
-    home: &Home,
     machinery: &Machinery,
     image: &Image,
     config: SandboxConfig,
@@ -186,7 +185,7 @@ async fn boot(
         stop_timeout: STOP_TIMEOUT,
         ephemeral: config.ephemeral,
         asked_at_us,
-        log: home.log().to_owned(),
+        log: machinery.log.clone(),
     };
     let launched = launch(&machinery.program, &orders, lock).await?;
     let client = AgentClient::connect(&dir).await?;

@@ -152,7 +152,7 @@ impl From<microsandbox_runtime::Error> for MicrosandboxError {
                 Self::BootStart { name, err: Box::new(BootError::from(*record)) }
             }
             microsandbox_runtime::Error::Exec { program, failed } => {
-                Self::ExecFailed(ExecFailed::new(program, &failed))
+                Self::ExecFailed(ExecFailed::new(&program, &failed))
             }
             other => Self::Runtime(other),
         }
@@ -240,7 +240,7 @@ pub struct ExecFailed {
 }
 
 impl ExecFailed {
-    fn new(program: String, failed: &microsandbox_runtime::wire::ExecFailed) -> Self {
+    fn new(program: &str, failed: &microsandbox_runtime::wire::ExecFailed) -> Self {
         use microsandbox_runtime::wire::ExecFailure as Failure;
         let object = &failed.object;
         let errno = (failed.errno != 0).then_some(failed.errno);

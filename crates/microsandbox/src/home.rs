@@ -51,10 +51,6 @@ impl Home {
         &self.root
     }
 
-    pub(crate) fn log(&self) -> &str {
-        &self.log
-    }
-
     pub(crate) fn images(&self) -> ImageStore {
         ImageStore::open(self.root.join("images"))
     }
@@ -135,7 +131,7 @@ impl Home {
             took_us: 0,
         });
         let vmm = select_vmm(self.vmm, &probe, self.qemu())?;
-        Ok(Machinery { program, guest, vmm })
+        Ok(Machinery { program, guest, vmm, log: self.log.clone() })
     }
 
     /// What `auto` or the user's wish comes to.
@@ -157,4 +153,6 @@ pub(crate) struct Machinery {
     pub(crate) program: Program,
     pub(crate) guest: Guest,
     pub(crate) vmm: SelectedVmm,
+    /// Directives for the supervisor's log.
+    pub(crate) log: String,
 }
