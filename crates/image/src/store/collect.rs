@@ -60,6 +60,7 @@ impl ImageStore {
                     let doomed = Temporary::new(&manifests);
                     fs::rename(&path, &doomed.path).map_err(|source| write_fault(&path, source))?;
                 }
+                None if name.ends_with(super::layers::PARTIAL_SUFFIX) => remove(&path)?,
                 None if name.starts_with(TEMPORARY_PREFIX) => {
                     fs::remove_dir_all(&path).map_err(|source| write_fault(&path, source))?;
                 }

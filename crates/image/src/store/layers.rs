@@ -97,13 +97,14 @@ impl StagedLayer {
 
 /// A locked, empty file with a temporary name. The file is its own lock: nothing else has to be cleaned up.
 #[derive(Debug)]
-struct Partial {
+pub(super) struct Partial {
     file: File,
     path: PathBuf,
 }
 
 impl Partial {
-    fn lock(path: PathBuf) -> Result<Self, Error> {
+    /// Waits for whoever has the file, and empties what a crash has left in it.
+    pub(super) fn lock(path: PathBuf) -> Result<Self, Error> {
         let attempt = || -> io::Result<Option<File>> {
             let file = OpenOptions::new()
                 .read(true)

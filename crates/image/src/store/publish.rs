@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::files::{Temporary, create_directory, sync_directory, write_fault, write_synced};
+use super::layers::{PARTIAL_SUFFIX, Partial};
 use super::{ImageStore, Lease};
 use crate::erofs::write::{Plan, ROOT_NID};
 use crate::erofs::{HEAD_BYTES, Superblock, read};
@@ -39,6 +40,11 @@ impl ImageStore {
         let manifests = self.manifests_dir();
         create_directory(&manifests)?;
         let target = manifests.join(digest.file_stem());
+        // One publisher at a time: a second one would take the first one's image away to put its own there.
+        let _turn = Partial::lock(manifests.join(digest.file_stem() + PARTIAL_SUFFIX))?;
+        if let Some(image) = self.image(&digest)? {
+            return Ok(image);
+        }
         let new = Temporary::new(&manifests);
         create_directory(&new.path)?;
         write_synced(&new.path.join(MANIFEST_FILE), draft.manifest)?;
@@ -50,7 +56,7 @@ impl ImageStore {
         sync_directory(&new.path)?;
         let damaged = Temporary::new(&manifests);
         if target.exists() {
-            // It is there but incomplete, or another process has just published the same bytes.
+            // It is there but incomplete.
             fs::rename(&target, &damaged.path).map_err(|source| write_fault(&target, source))?;
         }
         new.persist(&target)?;

@@ -92,6 +92,7 @@ fn leftovers_of_a_crash_are_passed_over_and_collected() -> Result<()> {
     let layers = directory.path().join("layers");
     let manifests = directory.path().join("manifests");
     fs::write(layers.join(".new-1-2-3.partial"), "half a layer")?;
+    fs::write(manifests.join("sha256-00.partial"), "")?;
     fs::create_dir(manifests.join(".new-1-2-3"))?;
     fs::write(manifests.join(".new-1-2-3/manifest.json"), "half an image")?;
     fs::write(directory.path().join("refs/.new-1-2-3"), "half a name")?;
