@@ -1,7 +1,7 @@
 //! What `run` and `create` take to define a sandbox.
 
 use clap::{Args, ValueEnum};
-use microsandbox::{Mebibytes, MicrosandboxResult, PullPolicy, Sandbox, SandboxConfig};
+use microsandbox::{Mebibytes, PullPolicy, Sandbox, SandboxConfig};
 
 use crate::values::{self, Variable};
 
@@ -65,11 +65,7 @@ impl From<Pull> for PullPolicy {
 
 impl Definition {
     /// The definition of a sandbox of that name, checked.
-    pub(crate) fn into_config(
-        self,
-        name: &str,
-        ephemeral: bool,
-    ) -> MicrosandboxResult<SandboxConfig> {
+    pub(crate) fn into_config(self, name: &str, ephemeral: bool) -> anyhow::Result<SandboxConfig> {
         let mut builder = Sandbox::builder(name)
             .image(self.image)
             .cpus(self.cpus)
@@ -90,6 +86,6 @@ impl Definition {
         if let Some(entrypoint) = self.entrypoint {
             builder = builder.entrypoint(Some(entrypoint).filter(|program| !program.is_empty()));
         }
-        builder.build()
+        Ok(builder.build()?)
     }
 }

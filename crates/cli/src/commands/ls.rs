@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use microsandbox::{
-    MicrosandboxResult, RootfsSource, Sandbox, SandboxFilter, SandboxHandle, SandboxStatus,
-};
+use microsandbox::{RootfsSource, Sandbox, SandboxFilter, SandboxHandle, SandboxStatus};
 use serde::Serialize;
 
 use crate::{
@@ -40,7 +38,7 @@ struct Entry {
 }
 
 impl Entry {
-    fn new(handle: &SandboxHandle) -> MicrosandboxResult<Self> {
+    fn new(handle: &SandboxHandle) -> anyhow::Result<Self> {
         let config = handle.config()?;
         let RootfsSource::Oci(image) = config.image;
         Ok(Self {
@@ -61,7 +59,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     if args.quiet {
         return handles.iter().try_for_each(|handle| output::line(handle.name()));
     }
-    let entries: MicrosandboxResult<Vec<Entry>> = handles.iter().map(Entry::new).collect();
+    let entries: anyhow::Result<Vec<Entry>> = handles.iter().map(Entry::new).collect();
     let entries = entries?;
     if args.format == Format::Json {
         return output::json(&entries);

@@ -1,0 +1,69 @@
+//! Ends that nobody planned: msb killed, interrupted, or its sandbox gone from under it.
+
+use rustix::process::{Signal, kill_process};
+
+use crate::home::{Home, Running, wait_for_end};
+
+fn running(home: &Home, arguments: &[&str]) -> Running {
+    let script = ["busybox", "--", "sh", "-c", "echo ready; sleep 1000"];
+    let mut running = home.start(&[&["run", "-q"], arguments, &script].concat());
+    running.expect("ready\n");
+    running
+}
+
+#[test]
+fn killed_run_takes_its_sandbox_with_it() {
+    let home = Home::with_busybox();
+    let msb = running(&home, &[]);
+    let processes = home.processes();
+    assert!(processes.len() >= 2, "supervisor and VMM: {processes:?}");
+    msb.signal(Signal::KILL);
+    assert_eq!(msb.end().code, 137);
+    processes.into_iter().for_each(wait_for_end);
+    assert_eq!(home.residue(), Vec::<String>::new());
+    home.check(&["run", "-q", "busybox", "--", "echo", "next"], 0, "next\n", "");
+}
+
+#[test]
+fn interrupted_run_leaves_nothing() {
+    let home = Home::with_busybox();
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let msb = running(&home, &[]);
+        msb.signal(signal);
+        let ran = msb.end();
+        assert_eq!((ran.code, ran.stderr.as_str()), (code, ""));
+        assert_eq!(home.residue(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn killed_supervisor_is_told_and_the_sandbox_can_be_used_again() {
+    let home = Home::with_busybox();
+    let msb = running(&home, &["--name", "a"]);
+    let processes = home.processes();
+    for process in processes.iter().filter(|process| **process != msb.pid()) {
+        // The second may have followed the first by itself.
+        let _gone = kill_process(*process, Signal::KILL);
+    }
+    let ran = msb.end();
+    assert_eq!(ran.code, 125, "{ran:?}");
+    assert!(ran.stderr.starts_with("msb: "), "{ran:?}");
+    processes.into_iter().for_each(wait_for_end);
+    let listed = home.run(&["ls", "--format", "json"]).stdout;
+    assert!(listed.contains(r#""status": "crashed""#), "{listed}");
+    home.check(&["start", "-q", "a"], 0, "a\n", "");
+    home.check(&["exec", "a", "--", "echo", "again"], 0, "again\n", "");
+    home.check(&["rm", "-f", "a"], 0, "a\n", "");
+    assert_eq!(home.residue(), Vec::<String>::new());
+}
+
+#[test]
+fn guest_that_ends_itself_is_told() {
+    let home = Home::with_busybox();
+    let script = "echo c > /proc/sysrq-trigger || poweroff -f; sleep 1000";
+    let ran = home.run(&["run", "-q", "--name", "a", "busybox", "--", "sh", "-c", script]);
+    assert_eq!(ran.code, 125, "{ran:?}");
+    assert!(ran.stderr.contains("sandbox 'a' ended: "), "{ran:?}");
+    home.check(&["rm", "-f", "a"], 0, "a\n", "");
+    assert_eq!(home.residue(), Vec::<String>::new());
+}
