@@ -1,17 +1,23 @@
 //! A folder of costly results outside the checkout: `<cache>/<kind>/<key>/`.
 //!
 //! The key is a hash of everything that shapes the result, so an entry is never edited and never
-//! stale. It appears whole (made under a temporary name, then renamed), and two programs that
-//! want the same entry make it once (a lock file beside it).
+//! stale. It appears whole (made under a temporary name, then renamed). One program at a time makes
+//! entries of a kind (a lock file in the folder), so two that want the same make it once, and what
+//! a killed one left behind is known by its name.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
+use tempfile::TempDir;
 
 use crate::{terminal, workspace};
+
+/// How folders are called while they are filled.
+const PARTIAL: &str = "partial-";
 
 /// The entry `key` of `kind`, made by `make` in the empty folder it is given if it is missing.
 ///
@@ -34,16 +40,11 @@ fn get_or_make_in(
         return Ok(entry);
     }
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-    let _lock = lock(&folder.join(format!("{key}.lock")))?;
+    let _lock = lock(folder)?;
     if entry.is_dir() {
         return Ok(entry);
     }
-    let partial = format!("{key}.partial-");
-    remove_leftovers(folder, &partial)?;
-    let work = tempfile::Builder::new()
-        .prefix(&partial)
-        .tempdir_in(folder)
-        .with_context(|| format!("create a folder in {}", folder.display()))?;
+    let work = work_folder(folder)?;
     make(work.path())?;
     // From here on the folder is the entry; should the rename fail, it is taken away again.
     fs::rename(work.path(), &entry).with_context(|| format!("publish {}", entry.display()))?;
@@ -51,28 +52,37 @@ fn get_or_make_in(
     Ok(entry)
 }
 
-/// Removes folders whose name starts with `prefix`: what a program that was killed left behind.
+/// Holds `folder` locked until the file is dropped; says so when another program has it.
 ///
-/// The caller holds the lock under which such folders are made.
-pub(crate) fn remove_leftovers(folder: &Path, prefix: &str) -> Result<()> {
-    let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
-    for entry in entries.filter_map(Result::ok) {
-        if entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
-            let path = entry.path();
-            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
-        }
-    }
-    Ok(())
-}
-
-/// Holds `path` locked until the file is dropped; says so when another program has it.
-pub(crate) fn lock(path: &Path) -> Result<File> {
-    let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+/// With the lock held, every partial folder is what a killed program left: they are removed.
+pub(crate) fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join("lock");
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
     if file.try_lock().is_err() {
         terminal::note("another program is making this; waiting for it");
         file.lock().with_context(|| format!("lock {}", path.display()))?;
     }
+    let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    for entry in entries.filter_map(Result::ok) {
+        if is_partial(&entry.file_name()) {
+            let path = entry.path();
+            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
     Ok(file)
+}
+
+/// An empty folder in the locked `folder`, removed when dropped.
+pub(crate) fn work_folder(folder: &Path) -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix(PARTIAL)
+        .tempdir_in(folder)
+        .with_context(|| format!("create a folder in {}", folder.display()))
+}
+
+/// Whether this is the name of a folder that is being filled.
+pub(crate) fn is_partial(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(PARTIAL.as_bytes())
 }
 
 #[cfg(test)]
@@ -102,14 +112,12 @@ mod tests {
     }
 
     #[test]
-    fn leftover_of_a_killed_maker_is_removed_and_that_of_another_entry_is_not() {
+    fn leftover_of_a_killed_maker_is_removed() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["key.partial-old", "other.partial-running"] {
-            fs::create_dir(folder.path().join(name)).unwrap();
-        }
+        let leftover = folder.path().join("partial-old");
+        fs::create_dir(&leftover).unwrap();
         get_or_make_in(folder.path(), "key", |_| Ok(())).unwrap();
-        assert!(!folder.path().join("key.partial-old").exists());
-        assert!(folder.path().join("other.partial-running").exists());
+        assert!(!leftover.exists());
     }
 
     #[test]

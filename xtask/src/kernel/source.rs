@@ -30,8 +30,6 @@ const KERNEL_ORG_SHA256: &str = "13e2c685ac8fab5dd992dd105732554dae514aef350c2a8
 
 /// Name of the tarball in its cache entry.
 const TARBALL: &str = "linux.tar.xz";
-/// How folders are called while they are filled.
-const PARTIAL: &str = "partial-";
 /// Parts of the source that no configuration of ours reads: register tables of graphics cards,
 /// device trees, self-tests. A third of what would be written.
 const NOT_UNPACKED: [&str; 3] =
@@ -97,12 +95,11 @@ impl Source {
     fn fetched(update: bool) -> Result<Self> {
         let folder = workspace::cache()?.join("kernel-source");
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-        let _lock = cache::lock(&folder.join("lock"))?;
+        let _lock = cache::lock(&folder)?;
         if !update && let Some(source) = Self::fetched_last(&folder)? {
             return Ok(source);
         }
-        cache::remove_leftovers(&folder, PARTIAL)?;
-        let work = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(&folder)?;
+        let work = cache::work_folder(&folder)?;
         let identity = fetch(work.path())?;
         let entry = folder.join(&identity);
         if !entry.exists() {
@@ -115,10 +112,13 @@ impl Source {
         let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
         let sources = entries.filter_map(|entry| {
             let entry = entry.ok()?;
+            if cache::is_partial(&entry.file_name()) {
+                return None;
+            }
             let path = entry.path().join(TARBALL);
             let identity = entry.file_name().into_string().ok()?;
             let fetched = fs::metadata(&path).ok()?.modified().ok()?;
-            (!identity.starts_with(PARTIAL)).then_some((fetched, Self { path, identity }))
+            Some((fetched, Self { path, identity }))
         });
         Ok(sources.max_by_key(|(fetched, _)| *fetched).map(|(_, source)| source))
     }
