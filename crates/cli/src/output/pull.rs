@@ -132,5 +132,5 @@ fn show_bar(area: &MultiProgress, bars: &mut BTreeMap<usize, ProgressBar>, event
 fn new_bar(name: &str) -> ProgressBar {
     let style = "{prefix:<9} {bar:30} {bytes:>10} / {total_bytes:<10} {spinner} {msg}";
     let style = ProgressStyle::with_template(style).expect("the template is a constant");
-    ProgressBar::new(0).with_style(style).with_prefix(name.to_owned())
+    ProgressBar::no_length().with_style(style).with_prefix(name.to_owned())
 }

@@ -1,8 +1,16 @@
 //! Ends that nobody planned: msb killed, interrupted, or its sandbox gone from under it.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use rustix::process::{Signal, kill_process};
 
 use crate::home::{Home, Running, wait_for_end};
+
+/// Longest wait for a supervisor.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn running(home: &Home, arguments: &[&str]) -> Running {
     let script = ["busybox", "--", "sh", "-c", "echo ready; sleep 1000"];
@@ -34,6 +42,44 @@ fn interrupted_run_leaves_nothing() {
         assert_eq!((ran.code, ran.stderr.as_str()), (code, ""));
         assert_eq!(home.residue(), Vec::<String>::new());
     }
+}
+
+/// Starts a sandbox, and waits until there is a supervisor.
+fn booting(home: &Home, arguments: &[&str]) -> Running {
+    let msb = home.start(arguments);
+    let begun = Instant::now();
+    while !home.processes().iter().any(|process| *process != msb.pid()) {
+        assert!(begun.elapsed() < DEADLINE, "no supervisor is started");
+        thread::yield_now();
+    }
+    msb
+}
+
+#[test]
+fn boot_that_is_interrupted_is_undone() {
+    let home = Home::with_busybox();
+    for arguments in [
+        &["create", "-q", "--name", "a", "busybox"][..],
+        &["run", "-q", "--name", "a", "busybox", "--", "true"],
+        &["run", "-q", "busybox", "--", "true"],
+    ] {
+        let msb = booting(&home, arguments);
+        msb.signal(Signal::INT);
+        let ran = msb.end();
+        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (130, "", ""));
+        assert_eq!(home.residue(), Vec::<String>::new(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn boot_whose_owner_is_killed_ends() {
+    let home = Home::with_busybox();
+    let msb = booting(&home, &["run", "-q", "busybox", "--", "true"]);
+    msb.signal(Signal::KILL);
+    assert_eq!(msb.end().code, 137);
+    home.processes().into_iter().for_each(wait_for_end);
+    assert_eq!(home.residue(), Vec::<String>::new());
+    home.check(&["run", "-q", "busybox", "--", "echo", "next"], 0, "next\n", "");
 }
 
 #[test]
