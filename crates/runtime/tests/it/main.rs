@@ -1,0 +1,152 @@
+//! Drivers, started for real: a guest boots, or it is said why not and nothing is left.
+//!
+//! Not libtest's `main` but one that calls `init`: the tests are a program that embeds us.
+
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use libtest_mimic::{Arguments, Trial};
+use microsandbox_runtime::{
+    Accel, BootStep, EndReason, Error, Guest, LaunchConfig, SandboxDir, SelectedVmm, VmmKind, init,
+    launch, own_program, probe_kvm, wire::ExecDefaults,
+};
+
+/// Folder with `vmlinux` and `initramfs.cpio`; set by `cargo xtask test`.
+const MSB_TEST_GUEST: &str = "MSB_TEST_GUEST";
+
+fn main() -> ExitCode {
+    init();
+    let tests = vec![
+        Trial::test("libkrun_boots_or_says_why_not_and_leaves_nothing", || told(libkrun)),
+        Trial::test("a_guest_without_disks_says_which_is_missing", || told(missing_disk)),
+        Trial::test("a_probe_is_kept_until_the_host_boots_again", || told(probe_is_kept)),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
+}
+
+fn told(test: fn() -> Result<()>) -> Result<(), libtest_mimic::Failed> {
+    test().map_err(|error| format!("{error:?}").into())
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests are told where the guest is")]
+fn test_guest() -> Result<Guest> {
+    let folder: OsString = std::env::var_os(MSB_TEST_GUEST).with_context(|| {
+        format!("{MSB_TEST_GUEST} is not set: run `cargo xtask test`, which prepares a guest")
+    })?;
+    let folder = PathBuf::from(folder);
+    Ok(Guest { kernel: folder.join("vmlinux"), initramfs: folder.join("initramfs.cpio") })
+}
+
+fn orders(dir: &Path, vmm: SelectedVmm, boot_timeout: Duration) -> Result<LaunchConfig> {
+    Ok(LaunchConfig {
+        name: "driver-test".into(),
+        dir: dir.to_owned(),
+        run_id: "run".into(),
+        vcpus: 1,
+        memory_mib: 192,
+        guest: test_guest()?,
+        lower: dir.join("lower"),
+        vmm,
+        hostname: "driver-test".into(),
+        defaults: ExecDefaults::default(),
+        boot_timeout,
+        stop_timeout: Duration::from_secs(1),
+        ephemeral: false,
+        asked_at_us: 0,
+        log: "info".into(),
+    })
+}
+
+/// Boots with empty disks; gives the reason for the end that this must have.
+fn end_of_boot(vmm: SelectedVmm, boot_timeout: Duration) -> Result<(EndReason, String)> {
+    let home = tempfile::tempdir()?;
+    let path = home.path().join("sandbox");
+    let dir = SandboxDir::new(&path);
+    let lock = dir.create_locked()?;
+    fs::write(path.join("lower"), EMPTY_VMDK)?;
+    fs::write(path.join("lower.raw"), vec![0; 1 << 20])?;
+    fs::write(dir.upper_path(), vec![0; 1 << 20])?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let program = own_program().context("init has run")?;
+    let orders = orders(&path, vmm, boot_timeout)?;
+    let reason = match runtime.block_on(launch(&program, &orders, lock)) {
+        Err(Error::Boot { record, .. }) => record.reason,
+        other => bail!("{other:?}"),
+    };
+    ensure!(!dir.is_held()?, "the lock is held after the end");
+    ensure!(dir.exit_record()?.is_some(), "no exit record");
+    ensure!(!dir.socket_path().exists(), "a socket is left");
+    ensure!(!mentioned_in_proc(&path)?, "a process is left");
+    Ok((reason, fs::read_to_string(dir.kernel_log_path()).unwrap_or_default()))
+}
+
+/// One extent of 1 MiB beside the descriptor.
+const EMPTY_VMDK: &str = "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+     createType=\"twoGbMaxExtentFlat\"\n\nRW 2048 FLAT \"lower.raw\" 0\n";
+
+fn mentioned_in_proc(path: &Path) -> Result<bool> {
+    let needle = path.as_os_str().as_encoded_bytes();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let command_line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if command_line.windows(needle.len()).any(|window| window == needle) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Where KVM works the guest gets as far as its disks; elsewhere its first instructions are as far
+/// as it goes, and the deadline ends it.
+fn libkrun() -> Result<()> {
+    if !cfg!(feature = "libkrun") {
+        return Ok(());
+    }
+    let vmm = SelectedVmm { kind: VmmKind::Libkrun, accel: Accel::Kvm, program: None };
+    let (reason, console) = end_of_boot(vmm, Duration::from_secs(5))?;
+    match reason {
+        EndReason::BootFailed { step: BootStep::Guest(_), .. } => Ok(()),
+        EndReason::BootFailed { step: BootStep::Kernel, detail } => {
+            // Configuration that libkrun refuses is a fault of ours on every host.
+            ensure!(!detail.contains("krun_"), "{detail}");
+            Ok(())
+        }
+        other => bail!("{other:?}, console: {console}"),
+    }
+}
+
+fn missing_disk() -> Result<()> {
+    let program = Some(PathBuf::from("/usr/bin/qemu-system-x86_64"));
+    let vmm = SelectedVmm { kind: VmmKind::Qemu, accel: Accel::Tcg, program };
+    match end_of_boot(vmm, Duration::from_secs(60))? {
+        (EndReason::BootFailed { step: BootStep::Guest(_), detail }, _) => {
+            ensure!(detail.contains("/dev/vda"), "{detail}");
+            Ok(())
+        }
+        other => bail!("{other:?}"),
+    }
+}
+
+fn probe_is_kept() -> Result<()> {
+    let home = tempfile::tempdir()?;
+    let cache = home.path().join("kvm-probe.json");
+    let program = own_program().context("init has run")?;
+    let first = probe_kvm(&program, &cache);
+    if !Path::new("/dev/kvm").exists() {
+        ensure!(!first.works && !cache.exists(), "{first:?}");
+        return Ok(());
+    }
+    ensure!(probe_kvm(&program, &cache) == first, "{first:?}");
+    // A finding of another boot of the host counts for nothing.
+    if cache.exists() {
+        let kept = fs::read_to_string(&cache)?;
+        fs::write(&cache, kept.replacen("\"boot_id\":\"", "\"boot_id\":\"older", 1))?;
+        ensure!(probe_kvm(&program, &cache).works == first.works);
+    }
+    Ok(())
+}
