@@ -1,90 +1,17 @@
 //! Starting a sandbox's supervisor, and owning what was started.
 
-use std::{os::fd::AsFd, path::PathBuf, process::Child, time::Duration};
+use std::{os::fd::AsFd, process::Child};
 
-use microsandbox_protocol::ExecDefaults;
-use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
 };
 
 use crate::{
-    Error, ExitRecord, Program, Result, RunRecord, SandboxDir, SandboxLock, SelectedVmm, handover,
-    role::Role,
+    Error, LaunchConfig, Program, Result, RunRecord, SandboxDir, SandboxLock, handover,
+    orders::{DETACH, Progress},
+    program::Role,
 };
-
-/// Everything a supervisor needs to know, in one plain value.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct LaunchConfig {
-    /// Name of the sandbox, for messages and `ps`.
-    pub name: String,
-    /// Directory of the sandbox.
-    pub dir: PathBuf,
-    /// Names this run.
-    pub run_id: String,
-    /// Virtual CPUs.
-    pub vcpus: u8,
-    /// Memory of the guest, MiB.
-    pub memory_mib: u32,
-    /// Kernel and initial root.
-    pub guest: Guest,
-    /// The image's disk, read-only: a VMDK descriptor beside its extents.
-    pub lower: PathBuf,
-    /// Which VMM, and how.
-    pub vmm: SelectedVmm,
-    /// Name of the machine.
-    pub hostname: String,
-    /// Where commands begin.
-    pub defaults: ExecDefaults,
-    /// Longest time from launch to ready.
-    pub boot_timeout: Duration,
-    /// Time the guest gets to end in order when its owner has gone or a signal asks.
-    pub stop_timeout: Duration,
-    /// Remove the sandbox's directory when the run has ended.
-    pub ephemeral: bool,
-    /// When the launch was asked for, microseconds since 1970; boot times count from here.
-    pub asked_at_us: u64,
-    /// Directives for the supervisor's log, as `RUST_LOG` has them.
-    pub log: String,
-}
-
-/// The files a guest boots from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Guest {
-    /// Uncompressed ELF kernel with a PVH entry.
-    pub kernel: PathBuf,
-    /// newc archive with the agent as `/init`.
-    pub initramfs: PathBuf,
-}
-
-impl Guest {
-    /// Says which file is missing, if one is.
-    ///
-    /// # Errors
-    /// [`Error::MissingGuest`].
-    pub fn check(&self) -> Result<()> {
-        for (what, path) in [("kernel", &self.kernel), ("initramfs", &self.initramfs)] {
-            if !path.is_file() {
-                return Err(Error::MissingGuest { what, path: path.clone() });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What the supervisor tells its launcher, one line of JSON each.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Progress {
-    /// The sandbox takes commands.
-    Ready(Box<RunRecord>),
-    /// It never did.
-    Failed(Box<ExitRecord>),
-}
-
-/// Byte an owner writes to let go of a sandbox.
-pub(crate) const DETACH: u8 = b'd';
 
 /// A sandbox that takes commands.
 #[derive(Debug)]

@@ -17,6 +17,8 @@ mod handover;
 mod launch;
 mod link;
 mod lock;
+mod orders;
+mod program;
 mod record;
 mod role;
 mod sandbox_dir;
@@ -26,10 +28,12 @@ mod vmm;
 
 pub use client::{AgentClient, ExecStream, ExecUpdate, StdinWriter};
 pub use error::{Error, Result};
-pub use launch::{Guest, LaunchConfig, Launched, Owner, launch};
+pub use launch::{Launched, Owner, launch};
 pub use lock::SandboxLock;
+pub use orders::{Guest, LaunchConfig};
+pub use program::Program;
 pub use record::{BootStep, BootTimes, EndReason, ExitRecord, RunRecord, VmmExit};
-pub use role::{Program, init, own_program};
+pub use role::{init, own_program};
 pub use sandbox_dir::SandboxDir;
 pub use vmm::{
     Accel, Capabilities, Driver, KvmProbe, SelectedVmm, VmmChoice, VmmKind, find_qemu, probe_kvm,

@@ -5,49 +5,14 @@
 
 use std::{
     ffi::OsStr,
-    io,
-    os::{
-        fd::OwnedFd,
-        unix::{net::UnixStream, process::CommandExt},
-    },
-    path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use crate::{supervisor, vmm};
-
-/// What a process of this crate is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// Finds out whether KVM runs guest code.
-    Probe,
-    /// Owns one sandbox's life.
-    Supervisor,
-    /// Is the virtual machine, or becomes QEMU.
-    Vmm,
-}
-
-impl Role {
-    const ALL: [Self; 3] = [Self::Probe, Self::Supervisor, Self::Vmm];
-
-    /// The `argv[0]` that selects the role, also what `ps` shows.
-    const fn argv0(self) -> &'static str {
-        match self {
-            Self::Probe => "msb-probe",
-            Self::Supervisor => "msb-supervisor",
-            Self::Vmm => "msb-vmm",
-        }
-    }
-
-    fn run(self) -> ExitCode {
-        match self {
-            Self::Probe => vmm::probe::run(),
-            Self::Supervisor => supervisor::run(),
-            Self::Vmm => vmm::process::run(),
-        }
-    }
-}
+use crate::{
+    program::{Program, Role},
+    supervisor, vmm,
+};
 
 /// Set once [`init`] has run in this process: it may start itself in a role.
 static INITIALISED: AtomicBool = AtomicBool::new(false);
@@ -62,7 +27,7 @@ pub fn init() {
     if let Some(role) = role {
         // On a thread of its own, because `main` may be async already and a supervisor needs a runtime
         // that is not inside another. The thread lives as long as the process.
-        let ran = std::thread::spawn(move || role.run()).join();
+        let ran = std::thread::spawn(move || run(role)).join();
         let failed = !matches!(ran, Ok(code) if code == ExitCode::SUCCESS);
         #[expect(
             clippy::disallowed_methods,
@@ -76,44 +41,13 @@ pub fn init() {
 /// This program as one that can be started in a role, if [`init`] ran in it.
 pub fn own_program() -> Option<Program> {
     let able = INITIALISED.load(Ordering::Relaxed);
-    able.then(|| Program(PathBuf::from("/proc/self/exe")))
+    able.then(|| Program::at("/proc/self/exe"))
 }
 
-/// A program that calls [`init`]: this one or an installed `msb`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Program(PathBuf);
-
-impl Program {
-    /// The program at `path`, which must call [`init`] first in its `main`.
-    pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self(path.into())
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// A command that starts it in `role`, with the far end of the returned socket as its standard
-    /// input and `output` as both its outputs.
-    ///
-    /// `label` is shown by `ps` after the role's name. The environment is empty.
-    pub(crate) fn command(
-        &self,
-        role: Role,
-        label: &str,
-        output: OwnedFd,
-    ) -> io::Result<(Command, UnixStream)> {
-        let (ours, theirs) = UnixStream::pair()?;
-        let mut command = Command::new(&self.0);
-        command
-            .arg0(role.argv0())
-            .arg(label)
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::from(output.try_clone()?))
-            .stderr(Stdio::from(output));
-        Ok((command, ours))
+fn run(role: Role) -> ExitCode {
+    match role {
+        Role::Probe => vmm::probe::run(),
+        Role::Supervisor => supervisor::run(),
+        Role::Vmm => vmm::process::run(),
     }
 }

@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     EndReason, ExitRecord, LaunchConfig, RunRecord, SandboxDir, VmmExit,
-    launch::{DETACH, Progress},
     link::{FrameReader, FrameSender},
+    orders::{DETACH, Progress},
     record::BootTimes,
 };
 

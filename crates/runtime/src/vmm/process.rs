@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Child;
 
 use super::{SelectedVmm, VmFds, VmSpec};
-use crate::{Program, handover, role::Role};
+use crate::{Program, handover, program::Role};
 
 /// What the supervisor sends, with the descriptors of [`VmFds`] in their order.
 #[derive(Debug, Serialize, Deserialize)]
