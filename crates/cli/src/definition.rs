@@ -37,7 +37,7 @@ pub(crate) struct Definition {
     /// When to ask the registry for the image
     #[arg(long, value_enum, default_value_t = Pull::IfMissing)]
     pull: Pull,
-    /// Say nothing but errors
+    /// Show no progress and no notes
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }

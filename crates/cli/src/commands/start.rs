@@ -10,7 +10,7 @@ pub(crate) struct Args {
     /// Names of the sandboxes
     #[arg(required = true)]
     names: Vec<String>,
-    /// Say nothing but names and errors
+    /// Show no notes
     #[arg(short, long)]
     quiet: bool,
 }
