@@ -31,8 +31,7 @@ impl Home {
             .map(PathBuf::from)
             .or_else(|| Some(PathBuf::from(env::read(env::HOME)?).join(".microsandbox")))
             .ok_or_else(|| invalid("neither MSB_HOME nor HOME is set".into()))?;
-        let root = std::path::absolute(&root)
-            .map_err(|error| invalid(format!("MSB_HOME {}: {error}", root.display())))?;
+        let root = absolute(root)?;
         let vmm = match env::read_text(env::MSB_VMM).as_deref() {
             None | Some("auto") => VmmChoice::Auto,
             Some("libkrun") => VmmChoice::Libkrun,
@@ -41,7 +40,7 @@ impl Home {
                 return Err(invalid(format!("MSB_VMM is {other:?}, not auto, libkrun or qemu")));
             }
         };
-        let kernel = env::read(env::MSB_KERNEL).map(PathBuf::from);
+        let kernel = env::read(env::MSB_KERNEL).map(PathBuf::from).map(absolute).transpose()?;
         let log = env::read_text(env::MSB_LOG).unwrap_or_else(|| "warn".into());
         Ok(Self { root, vmm, kernel, log })
     }
@@ -103,8 +102,9 @@ impl Home {
             .chain([self.root.join("bin/msb")])
             .chain(in_path)
             .find(|path| path.is_file())
-            .map(Program::at)
             .ok_or(MicrosandboxError::ProgramNotFound)
+            .and_then(absolute)
+            .map(Program::at)
     }
 
     /// Whether KVM runs guest code here. Blocks for up to half a second, once per boot of the host.
@@ -115,7 +115,7 @@ impl Home {
     pub(crate) fn qemu(&self) -> Option<PathBuf> {
         // A login shell of an ordinary user may lack these; QEMU is there all the same.
         let path = env::read(env::PATH).unwrap_or_else(|| "/usr/bin:/usr/local/bin".into());
-        find_qemu(&path)
+        find_qemu(&path).and_then(|program| absolute(program).ok())
     }
 
     /// What a sandbox of this home runs with, checked before anything is made.
@@ -145,6 +145,11 @@ impl Home {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.root);
         made.map_err(MicrosandboxError::file("make the home", &self.root))
     }
+}
+
+/// The processes of a sandbox work in `/`: what they are told must not depend on where we are.
+fn absolute(path: PathBuf) -> MicrosandboxResult<PathBuf> {
+    std::path::absolute(&path).map_err(MicrosandboxError::file("find", path))
 }
 
 /// The parts that turn a definition into a machine.
