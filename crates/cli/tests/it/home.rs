@@ -131,6 +131,17 @@ impl Home {
     }
 }
 
+impl Drop for Home {
+    /// Ends what still runs: a sandbox that lives on outlives its test, too.
+    fn drop(&mut self) {
+        for process in self.processes() {
+            // Fails only when it has ended.
+            let _ended = kill_process(process, Signal::KILL);
+            let _in_time = ends(process);
+        }
+    }
+}
+
 /// Waits until a process has ended.
 #[track_caller]
 pub(crate) fn wait_for_end(pid: Pid) {
