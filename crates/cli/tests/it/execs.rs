@@ -87,7 +87,9 @@ fn first_signal_goes_to_the_command_and_the_second_ends_msb() {
         running
     };
     let wait = "while true; do sleep 1000 & wait; done";
-    let polite = started(&format!("trap 'echo caught; kill $! 2>/dev/null; exit 9' INT; echo ready; {wait}"));
+    let polite = started(&format!(
+        "trap 'echo caught; kill $! 2>/dev/null; exit 9' INT; echo ready; {wait}"
+    ));
     polite.signal(Signal::INT);
     let ran = polite.end();
     assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (9, "caught\n", ""));
