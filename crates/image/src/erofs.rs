@@ -1,6 +1,6 @@
 //! EROFS: the read-only file system that guests mount.
 //!
-//! [`write`] lays a [`Tree`](crate::tree::Tree) down as metadata; file data is somebody else's, named by block
+//! [`mod@write`] lays a [`Tree`](crate::tree::Tree) down as metadata; file data is somebody else's, named by block
 //! number. [`read`] gets a layer's tree back from its file. The format is the kernel's `fs/erofs/erofs_fs.h`;
 //! `docs/formats/erofs-image.md` says which part of it is used. Images are uncompressed, without a device table.
 
