@@ -29,6 +29,9 @@ const MSB_TEST_IMAGES: &str = "MSB_TEST_IMAGES";
 /// Longest wait for anything. A loaded machine that emulates several guests is slow, not dead.
 const DEADLINE: Duration = Duration::from_secs(180);
 
+/// Longest time from the word that a sandbox has ended to the end of its processes.
+const GRACE: Duration = Duration::from_secs(10);
+
 /// What a test needs and `cargo xtask test` prepares.
 fn prepared(name: &str) -> PathBuf {
     let value = env::read(name);
@@ -110,7 +113,9 @@ impl Home {
         let entries = entries.map(|entry| entry.unwrap().path().display().to_string());
         let listed = self.run(&["ls", "-q"]).stdout;
         let rows = listed.lines().map(|name| format!("row of {name}"));
-        let processes = self.processes().into_iter().map(|pid| format!("process {pid:?}"));
+        // A supervisor tells of the end and then ends itself.
+        let processes = self.processes().into_iter().filter(|pid| !ends(*pid, GRACE));
+        let processes = processes.map(|pid| format!("process {pid:?}"));
         entries.chain(rows).chain(processes).collect()
     }
 
@@ -137,7 +142,7 @@ impl Drop for Home {
         for process in self.processes() {
             // Fails only when it has ended.
             let _ended = kill_process(process, Signal::KILL);
-            let _in_time = ends(process);
+            let _in_time = ends(process, DEADLINE);
         }
     }
 }
@@ -145,16 +150,16 @@ impl Drop for Home {
 /// Waits until a process has ended.
 #[track_caller]
 pub(crate) fn wait_for_end(pid: Pid) {
-    assert!(ends(pid), "process {pid:?} does not end");
+    assert!(ends(pid, DEADLINE), "process {pid:?} does not end");
 }
 
-fn ends(pid: Pid) -> bool {
+fn ends(pid: Pid, deadline: Duration) -> bool {
     // A process without a descriptor has ended and is gone.
-    pidfd_open(pid, PidfdFlags::empty()).map_or(true, |process| is_ready(process.as_fd()))
+    pidfd_open(pid, PidfdFlags::empty()).map_or(true, |process| is_ready(process.as_fd(), deadline))
 }
 
-fn is_ready(fd: BorrowedFd<'_>) -> bool {
-    let deadline = Timespec::try_from(DEADLINE).unwrap();
+fn is_ready(fd: BorrowedFd<'_>, deadline: Duration) -> bool {
+    let deadline = Timespec::try_from(deadline).unwrap();
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&deadline)).unwrap() > 0
 }
 
@@ -212,7 +217,7 @@ impl Running {
         let stdout = self.stdout.as_mut().unwrap();
         while seen.len() < expected.len() {
             if stdout.buffer().is_empty() {
-                assert!(is_ready(stdout.get_ref().as_fd()), "no output: {expected:?}");
+                assert!(is_ready(stdout.get_ref().as_fd(), DEADLINE), "no output: {expected:?}");
             }
             let buffer = stdout.fill_buf().unwrap();
             let len = buffer.len().min(expected.len() - seen.len());
@@ -245,7 +250,7 @@ impl Running {
     pub(crate) fn end(mut self) -> Ran {
         let (pid, mut stdout) = (self.pid(), Vec::new());
         let watch = thread::spawn(move || {
-            let ended = ends(pid);
+            let ended = ends(pid, DEADLINE);
             if !ended {
                 kill_process(pid, Signal::KILL).unwrap();
             }
