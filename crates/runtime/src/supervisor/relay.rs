@@ -33,6 +33,9 @@ pub(super) struct Relay {
     agent: FrameSender,
     ready: Ready,
     clients: HashMap<ClientId, FrameSender>,
+    /// Last id given out. Ids go round, because frames of a client that has just left are still on
+    /// their way from the guest and must not reach the next one.
+    last_client: ClientId,
     streams: HashMap<StreamId, Stream>,
 }
 
@@ -61,7 +64,7 @@ pub(super) enum GuestNews {
 
 impl Relay {
     pub(super) fn new(agent: FrameSender, ready: Ready) -> Self {
-        Self { agent, ready, clients: HashMap::new(), streams: HashMap::new() }
+        Self { agent, ready, clients: HashMap::new(), last_client: 0, streams: HashMap::new() }
     }
 
     /// Takes a client in and greets it; `None` when there are too many.
@@ -69,7 +72,9 @@ impl Relay {
         if self.clients.len() >= MAX_CLIENTS {
             return None;
         }
-        let free = (1..=ClientId::MAX).find(|id| !self.clients.contains_key(id))?;
+        let onwards = (self.last_client..ClientId::MAX).chain(0..self.last_client).map(|id| id + 1);
+        let free = onwards.into_iter().find(|id| !self.clients.contains_key(id))?;
+        self.last_client = free;
         let welcome = Welcome {
             first_stream: u32::from(free) << 16,
             stream_count: STREAMS_PER_CLIENT,
@@ -303,5 +308,7 @@ mod tests {
         relay.on_client(client, exec(u32::from(client) << 16, 100)).unwrap();
         relay.remove_client(client);
         assert!(relay.streams.is_empty() && relay.clients.is_empty());
+        let next = relay.add_client(FrameSender::start(tokio::io::sink())).unwrap();
+        assert_ne!(next, client, "late output of the one would reach the other");
     }
 }
