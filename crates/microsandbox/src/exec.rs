@@ -8,7 +8,7 @@ use microsandbox_runtime::{
     wire::{self, DEFAULT_WINDOW_BYTES, Exec, ExecExited, Program},
 };
 
-use crate::{MicrosandboxError, MicrosandboxResult};
+use crate::{MicrosandboxError, MicrosandboxResult, names::validate_variable};
 
 pub use microsandbox_runtime::wire::{Rlimit, RlimitResource, Usage};
 
@@ -141,11 +141,7 @@ impl ExecOptionsBuilder {
     pub fn build(self) -> MicrosandboxResult<ExecOptions> {
         let options = self.options;
         for (key, value) in &options.env {
-            if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-                return Err(MicrosandboxError::InvalidConfig(format!(
-                    "environment variable {key:?} is not a NAME=VALUE pair"
-                )));
-            }
+            validate_variable(key, value)?;
         }
         if options.args.iter().any(|arg| arg.contains('\0')) {
             return Err(MicrosandboxError::InvalidConfig("an argument has a NUL byte".into()));

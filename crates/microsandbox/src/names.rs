@@ -74,9 +74,15 @@ pub(crate) fn validate_env(env: &[(String, String)]) -> MicrosandboxResult<()> {
                 "environment variable {key:?} uses the reserved MSB_ prefix"
             )));
         }
-        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-            return Err(invalid(format!("environment variable {key:?} is not a NAME=VALUE pair")));
-        }
+        validate_variable(key, value)?;
+    }
+    Ok(())
+}
+
+/// Says whether a process can have this variable.
+pub(crate) fn validate_variable(key: &str, value: &str) -> MicrosandboxResult<()> {
+    if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+        return Err(invalid(format!("environment variable {key:?} is not a NAME=VALUE pair")));
     }
     Ok(())
 }
