@@ -3,7 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    create, doctor, exec, image, inspect, load, logs, ls, pull, rm, run, start, stop,
+    create, doctor, exec, history, image, inspect, load, logs, ls, ping, prune, pull, restart, rm,
+    run, start, stop, wait,
 };
 
 /// Run untrusted workloads in local microVMs.
@@ -32,13 +33,23 @@ pub(crate) enum Command {
     Start(start::Args),
     /// Stop running sandboxes.
     Stop(stop::Args),
+    /// Stop sandboxes and start them again.
+    Restart(restart::Args),
+    /// Wait until a sandbox has ended, and say why it did.
+    Wait(wait::Args),
+    /// Say whether a sandbox answers, and how fast.
+    Ping(ping::Args),
     /// Remove sandboxes with their disks and logs.
     Rm(rm::Args),
+    /// Remove sandboxes that do not run.
+    Prune(prune::Args),
     /// List sandboxes.
     #[command(visible_aliases = ["ps", "list"])]
     Ls(ls::Args),
     /// Show all that is known of a sandbox, as JSON.
     Inspect(inspect::Args),
+    /// Show how runs of sandboxes ended, also of removed ones.
+    History(history::Args),
     /// Show the logs of a sandbox.
     Logs(logs::Args),
     /// Fetch an image from its registry.

@@ -7,27 +7,37 @@ use crate::args::Command;
 pub(crate) mod create;
 pub(crate) mod doctor;
 pub(crate) mod exec;
+pub(crate) mod history;
 pub(crate) mod image;
 pub(crate) mod inspect;
 pub(crate) mod load;
 pub(crate) mod logs;
 pub(crate) mod ls;
+pub(crate) mod ping;
+pub(crate) mod prune;
 pub(crate) mod pull;
+pub(crate) mod restart;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod start;
 pub(crate) mod stop;
 mod version;
+pub(crate) mod wait;
 
 /// Does what a command line asks for; gives the exit code.
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let done = match command {
         Command::Run(args) => return run::run(*args).await,
         Command::Exec(args) => return exec::run(args).await,
+        Command::Wait(args) => return wait::run(args).await,
         Command::Doctor(args) => return doctor::run(&args),
         Command::Create(args) => create::run(*args).await,
         Command::Start(args) => start::run(args).await,
         Command::Stop(args) => stop::run(args).await,
+        Command::Restart(args) => restart::run(args).await,
+        Command::Ping(args) => ping::run(args).await,
+        Command::Prune(args) => prune::run(args).await,
+        Command::History(args) => history::run(args).await,
         Command::Rm(args) => rm::run(args).await,
         Command::Ls(args) => ls::run(args).await,
         Command::Inspect(args) => inspect::run(args).await,

@@ -25,6 +25,12 @@ pub(crate) struct Definition {
     /// Memory: a number of MiB, or one with a unit, such as 2G
     #[arg(long, default_value = "512M", value_parser = values::memory)]
     memory: Mebibytes,
+    /// Stop it when nothing has been under way in it for this time, such as 10m
+    #[arg(long, value_name = "TIME", value_parser = values::seconds)]
+    idle_timeout: Option<u64>,
+    /// Stop it when it has run for this time, such as 2h
+    #[arg(long, value_name = "TIME", value_parser = values::seconds)]
+    max_duration: Option<u64>,
     /// Host name [default: the sandbox's name]
     #[arg(long)]
     hostname: Option<String>,
@@ -79,6 +85,12 @@ impl Definition {
         }
         if let Some(user) = self.user {
             builder = builder.user(user);
+        }
+        if let Some(seconds) = self.idle_timeout {
+            builder = builder.idle_timeout(seconds);
+        }
+        if let Some(seconds) = self.max_duration {
+            builder = builder.max_duration(seconds);
         }
         if let Some(hostname) = self.hostname {
             builder = builder.hostname(hostname);

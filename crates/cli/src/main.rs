@@ -16,6 +16,7 @@ mod interrupt;
 mod log;
 mod output;
 mod report;
+mod selection;
 mod stream;
 mod values;
 

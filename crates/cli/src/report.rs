@@ -52,6 +52,11 @@ pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(exit_code(error))
 }
 
+/// Tells a failure after which the work goes on.
+pub(crate) fn tell_failure(error: &anyhow::Error) {
+    tell(&describe(error));
+}
+
 /// Tells clap's message. Help and version are no failures.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     // Nobody there to read it: nothing more to say.

@@ -69,6 +69,11 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     millis.map(Duration::from_millis).ok_or_else(expected)
 }
 
+/// Reads a time as whole seconds, the part of a second rounded up.
+pub(crate) fn seconds(text: &str) -> Result<u64, String> {
+    Ok(duration(text)?.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX))
+}
+
 fn split_unit(text: &str) -> (&str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     text.split_at(end)

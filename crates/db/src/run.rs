@@ -2,9 +2,9 @@
 
 use std::time::SystemTime;
 
-use sea_orm::sea_query::OnConflict;
+use sea_orm::sea_query::{Expr, ExprTrait, OnConflict, Query, SimpleExpr};
 use sea_orm::{
-    ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QueryTrait, Set,
+    ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QueryTrait, Select, Set,
 };
 
 use crate::catalogue::Catalogue;
@@ -12,6 +12,9 @@ use crate::entity::{run, sandbox};
 use crate::error::Result;
 use crate::sandbox::SandboxId;
 use crate::timestamp::{from_ms, to_ms};
+
+/// Runs that a home remembers: weeks of busy use, a few MiB.
+const RUNS_KEPT: i64 = 1000;
 
 /// A run that has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +38,7 @@ pub struct Run {
 }
 
 impl Catalogue {
-    /// Keeps how a run ended. Says whether that was news: the same run (same name, same start),
+    /// Keeps how a run ended, and forgets runs beyond the latest 1000 of the home. Says whether that was news: the same run (same name, same start),
     /// found by several processes, is kept once, as the first of them told it.
     ///
     /// A sandbox that has been removed meanwhile is left out of the record.
@@ -70,6 +73,14 @@ impl Catalogue {
             .exec_without_returning(&transaction)
             .await
             .map_err(failed)?;
+        // Ids grow with time and are never used again: the oldest runs have the lowest.
+        let latest = Query::select().expr(run::Column::Id.max()).from(run::Entity).take();
+        let latest = SimpleExpr::SubQuery(None, Box::new(latest.into()));
+        run::Entity::delete_many()
+            .filter(Expr::col(run::Column::Id).lte(latest.sub(RUNS_KEPT)))
+            .exec(&transaction)
+            .await
+            .map_err(failed)?;
         transaction.commit().await.map_err(failed)?;
         Ok(added > 0)
     }
@@ -78,11 +89,20 @@ impl Catalogue {
     ///
     /// # Errors
     /// [`Error::Read`](crate::Error::Read), and for a reader those that [`Catalogue::open_existing`] tells.
-    pub async fn runs(&self, name: &str) -> Result<Vec<Run>> {
-        let query = run::Entity::find()
-            .filter(run::Column::SandboxName.eq(name))
-            .order_by_desc(run::Column::StartedAtMs)
-            .into_query();
+    pub async fn runs_of(&self, name: &str) -> Result<Vec<Run>> {
+        self.read_runs(run::Entity::find().filter(run::Column::SandboxName.eq(name))).await
+    }
+
+    /// All runs that are kept, latest first.
+    ///
+    /// # Errors
+    /// As [`Catalogue::runs_of`].
+    pub async fn runs(&self) -> Result<Vec<Run>> {
+        self.read_runs(run::Entity::find()).await
+    }
+
+    async fn read_runs(&self, query: Select<run::Entity>) -> Result<Vec<Run>> {
+        let query = query.order_by_desc(run::Column::StartedAtMs).into_query();
         let rows = self.read("runs", &query).await?;
         let runs = rows.iter().map(|row| run::Model::from_query_result(row, "").map(Run::new));
         runs.collect::<Result<_, _>>().map_err(|error| self.cannot_read("runs", error))

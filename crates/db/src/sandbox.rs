@@ -150,14 +150,19 @@ impl Catalogue {
     /// # Errors
     /// [`Error::NoSuchSandbox`], [`Error::Write`].
     pub async fn update_sandbox_config(&self, id: SandboxId, config_json: &str) -> Result<()> {
+        let changed = sandbox::ActiveModel {
+            config_json: Set(config_json.to_owned()),
+            updated_at_ms: Set(now_ms()),
+            ..Default::default()
+        };
+        self.update_sandbox(id, changed).await
+    }
+
+    async fn update_sandbox(&self, id: SandboxId, change: sandbox::ActiveModel) -> Result<()> {
         let failed = |error| self.cannot_write("sandbox", error);
         let transaction = self.begin_write("sandbox").await?;
         let changed = sandbox::Entity::update_many()
-            .set(sandbox::ActiveModel {
-                config_json: Set(config_json.to_owned()),
-                updated_at_ms: Set(now_ms()),
-                ..sandbox::ActiveModel::default()
-            })
+            .set(change)
             .filter(sandbox::Column::Id.eq(id.0))
             .exec(&transaction)
             .await
@@ -166,6 +171,15 @@ impl Catalogue {
             return Err(Error::NoSuchSandbox { id });
         }
         transaction.commit().await.map_err(failed)
+    }
+
+    /// Keeps a sandbox that was ephemeral.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSandbox`], [`Error::Write`].
+    pub async fn keep_sandbox(&self, id: SandboxId) -> Result<()> {
+        let kept = sandbox::ActiveModel { ephemeral: Set(false), ..Default::default() };
+        self.update_sandbox(id, kept).await
     }
 
     /// Takes a sandbox out of the catalogue, with its labels and its pin; its runs stay. Says

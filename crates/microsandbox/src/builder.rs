@@ -126,6 +126,19 @@ impl SandboxBuilder {
         self
     }
 
+    /// Ends the sandbox in order after so many seconds, counted from when it takes commands.
+    pub fn max_duration(mut self, secs: u64) -> Self {
+        self.config.policy.max_duration_secs = Some(secs);
+        self
+    }
+
+    /// Ends the sandbox in order when nothing was under way in it for so many seconds: no command,
+    /// no terminal, no file transfer. A connection alone does not keep it.
+    pub fn idle_timeout(mut self, secs: u64) -> Self {
+        self.config.policy.idle_timeout_secs = Some(secs);
+        self
+    }
+
     /// Takes the name from a sandbox that has it: that one is stopped, by force if it takes longer
     /// than 10 seconds, and removed.
     pub fn replace(mut self) -> Self {

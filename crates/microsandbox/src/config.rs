@@ -41,6 +41,8 @@ pub struct SandboxConfig {
     pub pull_policy: PullPolicy,
     /// Remove the sandbox when its run ends.
     pub ephemeral: bool,
+    /// When it ends by itself.
+    pub policy: SandboxPolicy,
     /// Digest of the manifest the sandbox was made from; set when it is created.
     pub manifest_digest: Option<String>,
     /// Take the name from a sandbox that has it.
@@ -78,6 +80,7 @@ impl Default for SandboxConfig {
             labels: BTreeMap::new(),
             pull_policy: PullPolicy::default(),
             ephemeral: false,
+            policy: SandboxPolicy::default(),
             manifest_digest: None,
             replace_existing: false,
             replace_with_timeout: STOP_TIMEOUT,
@@ -96,6 +99,9 @@ impl SandboxConfig {
         names::validate_hostname(self.hostname.as_deref())?;
         names::validate_env(&self.env)?;
         names::validate_labels(&self.labels)?;
+        if self.policy.max_duration_secs == Some(0) || self.policy.idle_timeout_secs == Some(0) {
+            return invalid("a limit of 0 seconds would end the sandbox before it is used".into());
+        }
         if self.cpus == 0 {
             return invalid("a sandbox needs at least 1 CPU".into());
         }
@@ -151,6 +157,16 @@ impl SandboxConfig {
         let RootfsSource::Oci(image) = &self.image;
         u64::from(image.upper_size_mib.unwrap_or(DEFAULT_UPPER_MIB)) << 20
     }
+}
+
+/// When a sandbox ends by itself, in order; the default is never. Seconds, at least 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SandboxPolicy {
+    /// Time from the moment it takes commands.
+    pub max_duration_secs: Option<u64>,
+    /// Time in which nothing is under way in it: no command, no terminal, no file transfer.
+    pub idle_timeout_secs: Option<u64>,
 }
 
 /// Where a root file system comes from.

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::Read,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use microsandbox_db::{Catalogue, NewSandbox, SandboxRow};
@@ -20,9 +20,11 @@ use tokio::{
 use crate::{
     MicrosandboxError, MicrosandboxResult, Sandbox, SandboxConfig, SandboxHandle,
     config::STOP_TIMEOUT,
+    history,
     home::{Home, Machinery},
     image,
     names::hostname_from_sandbox_name,
+    thread::on_thread,
 };
 
 /// Whose the sandbox is.
@@ -35,7 +37,7 @@ pub(crate) enum Mode {
 }
 
 /// Longest boot. Emulated on a busy machine it takes seconds; what takes minutes does not come.
-const BOOT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(120);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 
 const RANDOM: &str = "/dev/urandom";
 
@@ -127,13 +129,19 @@ async fn make(
     let new = NewSandbox {
         name: config.name.clone(),
         config_json: to_json(&config)?,
-        ephemeral: config.ephemeral,
+        // Until it runs. If this process dies first, the next command clears the sandbox away.
+        ephemeral: true,
         manifest_digest: config.manifest_digest.clone(),
         labels: config.labels.clone(),
     };
     let row = catalogue.insert_sandbox(&new).await?;
-    half_made.row = Some((catalogue, row));
-    boot(&machinery, &image, config, (dir, lock), mode).await
+    let id = row.id;
+    half_made.row = Some((catalogue.clone(), row));
+    let sandbox = boot(&machinery, &image, config, (dir, lock)).await?;
+    if !sandbox.config().ephemeral {
+        catalogue.keep_sandbox(id).await?;
+    }
+    settle(sandbox, mode).await
 }
 
 /// Starts a sandbox that is defined and whose disks are there.
@@ -144,6 +152,7 @@ pub(crate) async fn start(
 ) -> MicrosandboxResult<Sandbox> {
     let machinery = home.machinery().await?;
     let image = image::pinned(home, &config)?;
+    let catalogue = home.catalogue().await?;
     let dir = home.sandbox_dir(&config.name)?;
     let lock = dir.lock().map_err(|error| match error {
         microsandbox_runtime::Error::Locked { .. } => {
@@ -151,7 +160,19 @@ pub(crate) async fn start(
         }
         other => other.into(),
     })?;
-    boot(&machinery, &image, config, (dir, lock), mode).await
+    let row = catalogue.sandbox(&config.name).await?;
+    let row = row.ok_or_else(|| MicrosandboxError::SandboxNotFound(config.name.clone()))?;
+    // This run's records will take the place of the last one's.
+    history::keep(&catalogue, &row, &dir, &lock).await?;
+    settle(boot(&machinery, &image, config, (dir, lock)).await?, mode).await
+}
+
+/// Gives the sandbox to whom it belongs.
+async fn settle(sandbox: Sandbox, mode: Mode) -> MicrosandboxResult<Sandbox> {
+    if mode == Mode::Detached {
+        sandbox.release().await?;
+    }
+    Ok(sandbox)
 }
 
 async fn boot(
@@ -159,7 +180,6 @@ async fn boot(
     image: &Image,
     config: SandboxConfig,
     (dir, lock): (SandboxDir, SandboxLock),
-    mode: Mode,
 ) -> MicrosandboxResult<Sandbox> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let asked_at_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
@@ -183,20 +203,15 @@ async fn boot(
         },
         boot_timeout: BOOT_TIMEOUT,
         stop_timeout: STOP_TIMEOUT,
+        idle_timeout: config.policy.idle_timeout_secs.map(Duration::from_secs),
+        max_duration: config.policy.max_duration_secs.map(Duration::from_secs),
         ephemeral: config.ephemeral,
         asked_at_us,
         log: machinery.log.clone(),
     };
     let launched = launch(&machinery.program, &orders, lock).await?;
     let client = AgentClient::connect(&dir).await?;
-    let owner = match mode {
-        Mode::Attached => Some(launched.owner),
-        Mode::Detached => {
-            launched.owner.detach().await?;
-            None
-        }
-    };
-    Ok(Sandbox::new(config, dir, client, owner))
+    Ok(Sandbox::new(config, dir, client, Some(launched.owner)))
 }
 
 /// Takes a name that nobody has.
@@ -238,8 +253,7 @@ async fn format_upper(dir: &SandboxDir, size_bytes: u64) -> MicrosandboxResult<(
         .and_then(|mut random| random.read_exact(&mut uuid))
         .map_err(MicrosandboxError::file("read", RANDOM))?;
     let format = move || ext4::format(&path, &ext4::UpperOptions::new(size_bytes, uuid), &[]);
-    let formatted = tokio::task::spawn_blocking(format).await;
-    Ok(formatted.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
+    on_thread("format-upper", format).await
 }
 
 pub(crate) fn to_json(config: &SandboxConfig) -> MicrosandboxResult<String> {
@@ -255,12 +269,21 @@ pub(crate) async fn heal(home: &Home, catalogue: &Catalogue) {
     }
 }
 
+/// As [`heal`], where there is a catalogue.
+pub(crate) async fn heal_existing(home: &Home) -> MicrosandboxResult<()> {
+    match home.existing_catalogue()? {
+        Some(_) => try_heal(home, &home.catalogue().await?).await,
+        None => Ok(()),
+    }
+}
+
 async fn try_heal(home: &Home, catalogue: &Catalogue) -> MicrosandboxResult<()> {
     let rows = catalogue.sandboxes(&microsandbox_db::SandboxFilter::default()).await?;
     for row in rows.iter().filter(|row| row.ephemeral) {
         let dir = home.sandbox_dir(&row.name)?;
         // A held lock means that it runs or is being made.
         if let Ok(lock) = dir.create_locked() {
+            history::keep(catalogue, row, &dir, &lock).await?;
             catalogue.remove_sandbox(row.id).await?;
             dir.remove(&lock)?;
         }
@@ -301,10 +324,8 @@ impl HalfMade {
             Err(_) if !dir.path().exists() => Ok(()),
             lock => dir.remove(&lock?),
         };
-        match tokio::task::spawn_blocking(undo).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "could not undo the directory"),
-            Err(error) => tracing::warn!(%error, "could not undo the directory"),
+        if let Err(error) = on_thread("undo-creation", undo).await {
+            tracing::warn!(%error, "could not undo the directory");
         }
     }
 }

@@ -11,9 +11,11 @@ use crate::{
     SandboxStopResult,
     config::STOP_TIMEOUT,
     create::{self, Mode},
+    history,
     home::Home,
     sandbox::{ended, stop_result},
     status::reconcile,
+    thread::on_thread,
 };
 
 /// What is known of a sandbox, and what can be done to it from outside.
@@ -63,6 +65,18 @@ impl SandboxHandle {
         let catalogue = home.existing_catalogue()?.ok_or_else(missing)?;
         let row = catalogue.sandbox(name).await?.ok_or_else(missing)?;
         Self::new(home, row)
+    }
+
+    /// Removes what an ephemeral sandbox has left behind. Leaves alone what runs again meanwhile.
+    pub(crate) async fn clear_away(home: &Home, name: &str) -> MicrosandboxResult<()> {
+        match Self::find(home, name).await {
+            Ok(handle) if handle.row.ephemeral => match handle.remove().await {
+                Err(MicrosandboxError::SandboxStillRunning(_)) => Ok(()),
+                removed => removed,
+            },
+            Ok(_) | Err(MicrosandboxError::SandboxNotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     pub(crate) async fn all(home: &Home, filter: SandboxFilter) -> MicrosandboxResult<Vec<Self>> {
@@ -202,12 +216,35 @@ impl SandboxHandle {
             // No relay: it is booting, ending, or not running at all.
             Err(microsandbox_runtime::Error::Connect { .. }) => {
                 let dir = self.dir.clone();
-                let end = tokio::task::spawn_blocking(move || dir.end_supervisor());
-                end.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+                on_thread("end-supervisor", move || dir.end_supervisor()).await?;
             }
             Err(error) => return Err(error.into()),
         }
-        stop_result(&self.row.name, &self.dir)
+        let result = stop_result(&self.home, &self.row.name, &self.dir).await?;
+        if self.row.ephemeral {
+            Self::clear_away(&self.home, &self.row.name).await?;
+        }
+        Ok(result)
+    }
+
+    /// Waits until it does not run; one that does not run is not waited for.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Runtime`] when its records cannot be read.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn wait_until_stopped(&self) -> MicrosandboxResult<SandboxStopResult> {
+        match AgentClient::connect(&self.dir).await {
+            Ok(client) => client.closed().await,
+            // No relay: it is booting, ending, or not running at all.
+            Err(microsandbox_runtime::Error::Connect { .. }) => {
+                let dir = self.dir.clone();
+                on_thread("await-end", move || dir.wait_until_free()).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        stop_result(&self.home, &self.row.name, &self.dir).await
     }
 
     /// Ends it at once. What the guest had not yet written to its disk is lost.
@@ -229,8 +266,9 @@ impl SandboxHandle {
             }
             other => other?,
         };
-        // The row first: a directory without one is what the next command clears away.
         let catalogue = self.home.catalogue().await?;
+        history::keep(&catalogue, &self.row, &self.dir, &lock).await?;
+        // The row first: a directory without one is what the next command clears away.
         catalogue.remove_sandbox(self.row.id).await?;
         self.dir.remove(&lock)?;
         Ok(())

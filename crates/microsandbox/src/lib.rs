@@ -31,14 +31,17 @@ mod create;
 mod error;
 mod filter;
 mod handle;
+mod history;
 mod home;
 mod names;
 mod sandbox;
 mod status;
+mod thread;
 
 pub use builder::SandboxBuilder;
 pub use config::{
-    IntoImage, Mebibytes, OciRootfsSource, PullPolicy, RootfsSource, SandboxConfig, SizeExt,
+    IntoImage, Mebibytes, OciRootfsSource, PullPolicy, RootfsSource, SandboxConfig, SandboxPolicy,
+    SizeExt,
 };
 pub use create::PullProgressHandle;
 pub use error::{BootError, BootErrorStage, ExecFailed, MicrosandboxError, MicrosandboxResult};
@@ -48,6 +51,7 @@ pub use exec::{
 };
 pub use filter::SandboxFilter;
 pub use handle::{LogSource, RunInfo, SandboxHandle};
+pub use history::PastRun;
 pub use microsandbox_image::{Progress, PullProgress, Reference};
 pub use microsandbox_runtime::{Accel, BootTimes, EndReason, VmmChoice, VmmKind};
 pub use names::{MAX_HOSTNAME_BYTES, MAX_SANDBOX_NAME_BYTES, validate_sandbox_name};

@@ -15,6 +15,7 @@ use crate::{
     config::STOP_TIMEOUT,
     create::{self, Mode, PullProgressHandle},
     exec::{self, ExecOptions},
+    history::{self, PastRun},
     home::Home,
 };
 
@@ -162,6 +163,25 @@ impl Sandbox {
         Self::get(name).await?.remove().await
     }
 
+    /// Removes the sandboxes that `filter` chooses and that do not run, and what commands that were
+    /// killed have left behind. Gives their names.
+    ///
+    /// # Errors
+    /// As [`Sandbox::remove`]; one that is started meanwhile is left alone.
+    pub async fn prune(filter: SandboxFilter) -> MicrosandboxResult<Vec<String>> {
+        let home = Home::from_env()?;
+        create::heal_existing(&home).await?;
+        let mut removed = Vec::new();
+        for handle in SandboxHandle::all(&home, filter).await? {
+            match handle.remove().await {
+                Ok(()) => removed.push(handle.name().to_owned()),
+                Err(MicrosandboxError::SandboxStillRunning(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(removed)
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.inner.config.name
@@ -187,12 +207,47 @@ impl Sandbox {
 
     /// Lets the sandbox live on after this process.
     pub async fn detach(self) {
-        let owner = self.inner.owner.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(owner) = owner
-            && let Err(error) = owner.detach().await
-        {
+        if let Err(error) = self.release().await {
             tracing::warn!(%error, sandbox = self.name(), "nothing to detach from");
         }
+    }
+
+    /// As [`Sandbox::detach`], telling when the sandbox has ended.
+    pub(crate) async fn release(&self) -> MicrosandboxResult<()> {
+        let owner = self.inner.owner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match owner {
+            Some(owner) => Ok(owner.detach().await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Has the guest run a command that does nothing, and gives the time that took, all the way and
+    /// back. Put a timeout around it: a guest that hangs does not answer.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::SandboxEnded`], [`MicrosandboxError::ExecFailed`] when it starts nothing.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn ping(&self) -> MicrosandboxResult<Duration> {
+        self.inner.client.ping().await.map_err(|error| self.explain(error))
+    }
+
+    /// The runs of sandboxes of that name that have ended, latest first, also of removed ones. A
+    /// home remembers its latest 1000 runs.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Database`] when the catalogue cannot be read.
+    pub async fn history(name: &str) -> MicrosandboxResult<Vec<PastRun>> {
+        history::of(&Home::from_env()?, Some(name)).await
+    }
+
+    /// As [`Sandbox::history`], of all names.
+    ///
+    /// # Errors
+    /// As [`Sandbox::history`].
+    pub async fn history_of_all() -> MicrosandboxResult<Vec<PastRun>> {
+        history::of(&Home::from_env()?, None).await
     }
 
     /// Ends the sandbox in order: commands are asked to end and then killed, everything written is
@@ -214,7 +269,7 @@ impl Sandbox {
     ) -> MicrosandboxResult<SandboxStopResult> {
         self.inner.client.stop(timeout);
         ended(&self.inner.client, timeout).await?;
-        self.result()
+        self.conclude().await
     }
 
     /// As [`Sandbox::stop`]; gives the VMM's exit status.
@@ -254,11 +309,17 @@ impl Sandbox {
     /// Cancel safe.
     pub async fn wait_until_stopped(&self) -> MicrosandboxResult<SandboxStopResult> {
         self.inner.client.closed().await;
-        self.result()
+        self.conclude().await
     }
 
-    fn result(&self) -> MicrosandboxResult<SandboxStopResult> {
-        stop_result(self.name(), &self.inner.dir)
+    /// What came of the run; nothing stays of an ephemeral sandbox but that.
+    async fn conclude(&self) -> MicrosandboxResult<SandboxStopResult> {
+        let home = Home::from_env()?;
+        let result = stop_result(&home, self.name(), &self.inner.dir).await?;
+        if self.inner.config.ephemeral {
+            SandboxHandle::clear_away(&home, self.name()).await?;
+        }
+        Ok(result)
     }
 
     /// Runs a command and collects its output.
@@ -385,11 +446,19 @@ pub(crate) async fn ended(client: &AgentClient, timeout: Duration) -> Microsandb
     Ok(())
 }
 
-/// How the last run ended, from its records.
-pub(crate) fn stop_result(name: &str, dir: &SandboxDir) -> MicrosandboxResult<SandboxStopResult> {
-    let exit = dir.exit_record()?;
+/// How the last run ended: from its records, or from the history when somebody has removed them.
+pub(crate) async fn stop_result(
+    home: &Home,
+    name: &str,
+    dir: &SandboxDir,
+) -> MicrosandboxResult<SandboxStopResult> {
+    let exit = match dir.exit_record()? {
+        None if dir.run_record()?.is_none() => history::last_end(home, name).await?,
+        exit => exit,
+    };
     let status = match &exit {
         Some(exit) if exit.reason.is_orderly() => SandboxStatus::Stopped,
+        None if dir.run_record()?.is_none() => SandboxStatus::Created,
         _ => SandboxStatus::Crashed,
     };
     let vmm_exit = exit.as_ref().and_then(|exit| exit.vmm_exit);

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use tokio::{
 use crate::{
     Error, Result, SandboxDir,
     link::{FrameReader, FrameSender},
+    self_test::self_test,
 };
 
 /// A connection to a running sandbox. Cheap to clone; all clones share it.
@@ -144,6 +145,20 @@ impl AgentClient {
             window: ReceiveWindow::new(exec.window),
             ended: false,
         })
+    }
+
+    /// Has the guest run a command that does nothing; gives the time that took, all the way and back.
+    ///
+    /// # Errors
+    /// [`Error::Exec`] when the guest starts none, [`Error::Closed`] when the sandbox has ended.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn ping(&self) -> Result<Duration> {
+        let asked = Instant::now();
+        let mut command = self.exec(&self_test())?;
+        while command.next().await?.is_some() {}
+        Ok(asked.elapsed())
     }
 
     /// Asks the supervisor to end the sandbox: in order within `timeout`, by force after it. Zero

@@ -22,6 +22,7 @@ mod program;
 mod record;
 mod role;
 mod sandbox_dir;
+mod self_test;
 mod supervisor;
 mod sys;
 mod vmm;

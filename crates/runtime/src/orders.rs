@@ -34,6 +34,10 @@ pub struct LaunchConfig {
     pub boot_timeout: Duration,
     /// Time the guest gets to end in order when its owner has gone or a signal asks.
     pub stop_timeout: Duration,
+    /// Longest time without a command, after which the sandbox is stopped.
+    pub idle_timeout: Option<Duration>,
+    /// Longest time from ready, after which the sandbox is stopped.
+    pub max_duration: Option<Duration>,
     /// Remove the sandbox's directory when the run has ended.
     pub ephemeral: bool,
     /// When the launch was asked for, microseconds since 1970; boot times count from here.

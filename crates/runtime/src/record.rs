@@ -86,15 +86,21 @@ pub enum EndReason {
     },
     /// The guest powered itself off.
     GuestPoweredOff,
+    /// Nobody had used it for as long as its definition allows.
+    Idle,
     /// The guest kernel panicked.
     KernelPanic {
         /// The line of the console that says so.
         line: String,
     },
+    /// It had run for as long as its definition allows.
+    MaxDuration,
     /// The process it was attached to is gone.
     OwnerExited,
     /// Somebody asked for it.
     StopRequested,
+    /// The supervisor was killed and took the VM along. Never in `exit.json`: found by who looks next.
+    SupervisorKilled,
     /// The supervisor was asked to end by a signal.
     Terminated,
     /// The VMM died of a signal it did not get from the supervisor.
@@ -116,8 +122,31 @@ impl EndReason {
     pub const fn is_orderly(&self) -> bool {
         matches!(
             self,
-            Self::GuestPoweredOff | Self::OwnerExited | Self::StopRequested | Self::Terminated
+            Self::GuestPoweredOff
+                | Self::Idle
+                | Self::MaxDuration
+                | Self::OwnerExited
+                | Self::StopRequested
+                | Self::Terminated
         )
+    }
+
+    /// Its stable name: what [`EndReason`] is serialised under as `kind`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::AgentLost { .. } => "agent_lost",
+            Self::BootFailed { .. } => "boot_failed",
+            Self::GuestPoweredOff => "guest_powered_off",
+            Self::Idle => "idle",
+            Self::KernelPanic { .. } => "kernel_panic",
+            Self::MaxDuration => "max_duration",
+            Self::OwnerExited => "owner_exited",
+            Self::StopRequested => "stop_requested",
+            Self::SupervisorKilled => "supervisor_killed",
+            Self::Terminated => "terminated",
+            Self::VmmCrashed { .. } => "vmm_crashed",
+            Self::VmmFailed { .. } => "vmm_failed",
+        }
     }
 
     /// What the user can do about it, where that is known.
@@ -140,9 +169,12 @@ impl fmt::Display for EndReason {
             Self::AgentLost { detail } => write!(f, "lost the guest's agent: {detail}"),
             Self::BootFailed { step, detail } => write!(f, "{step}: {detail}"),
             Self::GuestPoweredOff => write!(f, "the guest powered off"),
+            Self::Idle => write!(f, "it was idle for as long as it may be"),
             Self::KernelPanic { line } => write!(f, "the guest kernel panicked: {line}"),
+            Self::MaxDuration => write!(f, "it ran for as long as it may"),
             Self::OwnerExited => write!(f, "its owner exited"),
             Self::StopRequested => write!(f, "stopped on request"),
+            Self::SupervisorKilled => write!(f, "its supervisor was killed"),
             Self::Terminated => write!(f, "its supervisor was terminated"),
             Self::VmmCrashed { signal } => write!(f, "the VMM was killed by signal {signal}"),
             Self::VmmFailed { code, detail } => write!(f, "the VMM exited with {code}: {detail}"),

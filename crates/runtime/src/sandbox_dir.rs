@@ -20,13 +20,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use chrono::Utc;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Error, ExitRecord, Result, RunRecord, SandboxLock};
+use crate::{EndReason, Error, ExitRecord, Result, RunRecord, SandboxLock};
 
 /// Paths and records of one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +103,18 @@ impl SandboxDir {
         SandboxLock::acquire_when_free(&self.lock_path())
     }
 
+    /// Waits until no process owns the sandbox. Blocks until then.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn wait_until_free(&self) -> Result<()> {
+        match self.lock_when_free() {
+            // Removed meanwhile: nobody owns it for good.
+            Err(_) if !self.root.exists() => Ok(()),
+            taken => taken.map(drop),
+        }
+    }
+
     /// Ends a supervisor that serves no relay: one that is still booting, or hangs. Blocks until it
     /// has let go of the sandbox; returns at once when there is none.
     ///
@@ -120,7 +133,7 @@ impl SandboxDir {
             // One that is gone already has let go.
             let _gone = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
-        self.lock_when_free().map(drop)
+        self.wait_until_free()
     }
 
     /// Whether a process owns the sandbox now. Changes nothing.
@@ -136,12 +149,16 @@ impl SandboxDir {
     /// # Errors
     /// [`Error::File`] naming the directory; what could be removed is gone then.
     pub fn remove(&self, _held: &SandboxLock) -> Result<()> {
-        match fs::remove_dir_all(&self.root) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(Error::file("remove", &self.root)(source))
-            }
-            _ => Ok(()),
-        }
+        self.remove_all()
+    }
+
+    pub(crate) fn remove_all(&self) -> Result<()> {
+        remove_tree_if_there(&self.root)
+    }
+
+    pub(crate) fn remove_all_but_records(&self) -> Result<()> {
+        remove_if_there(&self.upper_path())?;
+        remove_tree_if_there(&self.root.join(LOGS))
     }
 
     /// The record of the last run, if there was one.
@@ -158,6 +175,25 @@ impl SandboxDir {
     /// [`Error::File`] when it is there and cannot be read.
     pub fn exit_record(&self) -> Result<Option<ExitRecord>> {
         read_json(&self.root.join(EXIT))
+    }
+
+    /// The last run and its end, read by who holds the sandbox: a run without an exit record was
+    /// ended by the death of its supervisor.
+    ///
+    /// # Errors
+    /// [`Error::File`] when a record is there and cannot be read.
+    pub fn last_end(&self, _held: &SandboxLock) -> Result<Option<(RunRecord, ExitRecord)>> {
+        let Some(run) = self.run_record()? else { return Ok(None) };
+        let exit = self.exit_record()?.filter(|exit| exit.run_id == run.run_id);
+        let exit = exit.unwrap_or_else(|| ExitRecord {
+            run_id: run.run_id.clone(),
+            reason: EndReason::SupervisorKilled,
+            at: Utc::now(),
+            forced: true,
+            vmm_exit: None,
+            console_tail: String::new(),
+        });
+        Ok(Some((run, exit)))
     }
 
     pub(crate) fn write_run_record(&self, record: &RunRecord) -> Result<()> {
@@ -178,7 +214,7 @@ impl SandboxDir {
 
     /// Opens `logs/runtime.log` for appending, emptying it first when it has grown large.
     pub(crate) fn open_runtime_log(&self) -> Result<File> {
-        let logs = self.root.join("logs");
+        let logs = self.root.join(LOGS);
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -203,6 +239,7 @@ impl SandboxDir {
     }
 }
 
+const LOGS: &str = "logs";
 const RUN: &str = "run.json";
 const EXIT: &str = "exit.json";
 
@@ -233,6 +270,15 @@ fn write_json<T: Serialize>(dir: &Path, name: &str, value: &T) -> Result<()> {
         fs::rename(&temporary, &path)
     };
     write().map_err(Error::file("write", &path))
+}
+
+fn remove_tree_if_there(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("remove", path)(source))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {

@@ -1,15 +1,12 @@
 //! `msb rm`: the end of sandboxes and all they had.
 
-use microsandbox::{MicrosandboxError, Sandbox};
-
-use crate::output;
+use crate::selection::{Missing, Selection};
 
 /// Arguments of `msb rm`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Names of the sandboxes
-    #[arg(required = true)]
-    names: Vec<String>,
+    #[command(flatten)]
+    selection: Selection,
     /// Kill those that run, and pass over those that do not exist
     #[arg(short, long)]
     force: bool,
@@ -17,16 +14,12 @@ pub(crate) struct Args {
 
 /// Removes them one after the other, and says the name of each.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    for name in &args.names {
-        let sandbox = match Sandbox::get(name).await {
-            Err(MicrosandboxError::SandboxNotFound(_)) if args.force => continue,
-            sandbox => sandbox?,
-        };
+    let missing = if args.force { Missing::PassOver } else { Missing::Fail };
+    let remove = async |sandbox: microsandbox::SandboxHandle| {
         if args.force {
             sandbox.kill().await?;
         }
-        sandbox.remove().await?;
-        output::line(name)?;
-    }
-    Ok(())
+        Ok(sandbox.remove().await?)
+    };
+    args.selection.each(missing, |_| true, remove).await
 }

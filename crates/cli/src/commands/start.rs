@@ -1,15 +1,15 @@
 //! `msb start`: sandboxes that were stopped, running again with the disk they had.
 
-use microsandbox::Sandbox;
-
-use crate::{boot, output};
+use crate::{
+    boot,
+    selection::{Missing, Selection},
+};
 
 /// Arguments of `msb start`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Names of the sandboxes
-    #[arg(required = true)]
-    names: Vec<String>,
+    #[command(flatten)]
+    selection: Selection,
     /// Show no notes
     #[arg(short, long)]
     quiet: bool,
@@ -18,11 +18,11 @@ pub(crate) struct Args {
 /// Starts them one after the other, and says the name of each that runs.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut quiet = args.quiet;
-    for name in &args.names {
-        let sandbox = Sandbox::start_detached(name).await?;
-        boot::run_of(&sandbox, quiet).await?;
+    let start = async |sandbox: microsandbox::SandboxHandle| {
+        boot::run_of(&sandbox.start_detached().await?, quiet).await?;
+        // The note about emulation is told once.
         quiet = true;
-        output::line(name)?;
-    }
-    Ok(())
+        Ok(())
+    };
+    args.selection.each(Missing::Fail, |sandbox| !sandbox.status().is_alive(), start).await
 }

@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use microsandbox::Sandbox;
-
-use crate::{output, report, values};
+use crate::{
+    report,
+    selection::{Missing, Selection},
+    values,
+};
 
 /// Arguments of `msb stop`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Names of the sandboxes
-    #[arg(required = true)]
-    names: Vec<String>,
+    #[command(flatten)]
+    selection: Selection,
     /// Time to end in order, after which a sandbox is killed
     #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = values::duration)]
     time: Duration,
@@ -23,12 +24,13 @@ pub(crate) struct Args {
 /// Stops them one after the other, and says the name of each.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let time = if args.force { Duration::ZERO } else { args.time };
-    for name in &args.names {
-        let ended = Sandbox::get(name).await?.stop_within(time).await?;
+    let stop = async |sandbox: microsandbox::SandboxHandle| {
+        let ended = sandbox.stop_within(time).await?;
         if ended.forced && !args.force {
+            let name = sandbox.name();
             report::note(format_args!("sandbox '{name}' did not end in time and was killed"));
         }
-        output::line(name)?;
-    }
-    Ok(())
+        Ok(())
+    };
+    args.selection.each(Missing::Fail, |sandbox| sandbox.status().is_alive(), stop).await
 }

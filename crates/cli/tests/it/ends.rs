@@ -78,8 +78,22 @@ fn boot_whose_owner_is_killed_ends() {
     msb.signal(Signal::KILL);
     assert_eq!(msb.end().code, 137);
     home.processes().into_iter().for_each(wait_for_end);
-    assert_eq!(home.residue(), Vec::<String>::new());
+    // Before the supervisor had its orders, nobody was there to clear away: the next command does.
     home.check(&["run", "-q", "busybox", "--", "echo", "next"], 0, "next\n", "");
+    assert_eq!(home.residue(), Vec::<String>::new());
+}
+
+#[test]
+fn creation_that_is_killed_is_cleared_away_by_the_next_command() {
+    let home = Home::with_busybox();
+    let msb = booting(&home, &["create", "-q", "--name", "a", "busybox"]);
+    msb.signal(Signal::KILL);
+    assert_eq!(msb.end().code, 137);
+    home.processes().into_iter().for_each(wait_for_end);
+    assert_eq!(home.run(&["ls", "-q"]).stdout, "");
+    home.check(&["create", "-q", "--name", "a", "busybox"], 0, "a\n", "");
+    home.check(&["rm", "-f", "a"], 0, "a\n", "");
+    assert_eq!(home.residue(), Vec::<String>::new());
 }
 
 #[test]

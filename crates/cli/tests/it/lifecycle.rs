@@ -40,6 +40,30 @@ fn several_names_are_worked_off_in_turn() {
 }
 
 #[test]
+fn sandboxes_are_chosen_by_name_by_label_or_all_and_worked_off_one_by_one() {
+    let home = Home::with_busybox();
+    for (name, label) in [("a", "team=x"), ("b", "team=x"), ("c", "team=y")] {
+        let create = ["create", "-q", "--name", name, "--label", label, "busybox"];
+        home.check(&create, 0, &format!("{name}\n"), "");
+    }
+    let missing = "msb: no sandbox is named 'no'\nhint: `msb ls` shows the sandboxes there are\n";
+    home.check(&["stop", "no", "a"], 125, "a\n", missing);
+    home.check(&["stop", "--label", "team=x"], 0, "b\n", "");
+    home.check(&["restart", "-q", "b"], 0, "b\n", "");
+    assert!(home.run(&["ping", "b"]).stdout.starts_with("b answered in "));
+    home.check(&["stop", "--all"], 0, "b\nc\n", "");
+    home.check(&["wait", "b"], 0, "stopped on request\n", "");
+    home.check(&["prune", "--label", "team=y"], 0, "c\n", "");
+    home.check(&["rm", "--all"], 0, "a\nb\n", "");
+    assert_eq!(home.run(&["rm", "--all", "a"]).code, 125);
+    assert_eq!(home.run(&["stop"]).code, 125);
+    let history = json(&home, &["history", "--format", "json", "b"]);
+    assert_eq!(history.as_array().unwrap().len(), 2);
+    assert_eq!(history[0]["end"]["kind"], "stop_requested");
+    assert_eq!(home.residue(), Vec::<String>::new());
+}
+
+#[test]
 fn what_is_told_of_a_sandbox_is_what_it_was_made_with() {
     let home = Home::with_busybox();
     assert_eq!(json(&home, &["ls", "--format", "json"]), Value::Array(Vec::new()));

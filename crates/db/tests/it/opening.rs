@@ -67,7 +67,7 @@ async fn an_older_catalogue_is_upgraded_by_writers_and_told_by_readers() {
         execute(&path, insert).await;
         let untouched = fs::read(&path).unwrap();
 
-        let told = home.open_existing().runs("kept").await.unwrap_err();
+        let told = home.open_existing().runs_of("kept").await.unwrap_err();
         assert!(
             matches!(told, Error::SchemaOlder { found, needed, .. }
                 if found == version && needed == latest_version()),
@@ -160,7 +160,7 @@ async fn every_call_can_be_awaited_on_any_thread() {
         let row = catalogue.insert_sandbox(&sandbox("web", &[])).await.unwrap();
         catalogue.update_sandbox_config(row.id, "{}").await.unwrap();
         catalogue.pinned_manifests().await.unwrap();
-        catalogue.runs("web").await.unwrap();
+        catalogue.runs_of("web").await.unwrap();
         let reader = Catalogue::open_existing(&path).unwrap().unwrap();
         reader.sandboxes(&SandboxFilter::default()).await.unwrap().len()
     };

@@ -29,7 +29,7 @@ async fn a_reader_leaves_a_resting_catalogue_as_it_was() {
 
     let reader = home.open_existing();
     assert!(reader.sandbox("web").await.unwrap().is_some());
-    assert!(reader.runs("web").await.unwrap().is_empty());
+    assert!(reader.runs_of("web").await.unwrap().is_empty());
     reader.close().await.unwrap();
 
     assert_eq!(state(home.catalogue().parent().unwrap()), before);

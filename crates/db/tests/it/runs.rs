@@ -31,8 +31,8 @@ async fn runs_come_back_latest_first_and_only_those_of_the_name() {
         assert!(catalogue.record_run(run).await.unwrap());
     }
 
-    assert_eq!(catalogue.runs("web").await.unwrap(), [second, first]);
-    assert_eq!(catalogue.runs("never").await.unwrap(), []);
+    assert_eq!(catalogue.runs_of("web").await.unwrap(), [second, first]);
+    assert_eq!(catalogue.runs_of("never").await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn a_run_found_twice_is_kept_as_first_told() {
     assert!(catalogue.record_run(&first).await.unwrap());
     assert!(!catalogue.record_run(&run("web", None, 1000, "vmm crashed")).await.unwrap());
 
-    assert_eq!(catalogue.runs("web").await.unwrap(), [first]);
+    assert_eq!(catalogue.runs_of("web").await.unwrap(), [first]);
 }
 
 #[tokio::test]
@@ -57,6 +57,21 @@ async fn runs_outlive_their_sandbox_without_pointing_at_it() {
     catalogue.remove_sandbox(id).await.unwrap();
     catalogue.record_run(&run("web", Some(id), 2000, "completed")).await.unwrap();
 
-    let runs = catalogue.runs("web").await.unwrap();
+    let runs = catalogue.runs_of("web").await.unwrap();
     assert_eq!(runs.iter().map(|run| run.sandbox_id).collect::<Vec<_>>(), [None, None]);
+}
+
+#[tokio::test]
+async fn a_home_remembers_its_latest_1000_runs() {
+    let home = Home::new();
+    let catalogue = home.open().await;
+    for started_ms in 0..1003 {
+        let name = if started_ms % 2 == 0 { "even" } else { "odd" };
+        catalogue.record_run(&run(name, None, started_ms, "completed")).await.unwrap();
+    }
+    let runs = catalogue.runs().await.unwrap();
+    let started = |run: &Run| run.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(runs.len(), 1000);
+    assert_eq!(started(&runs[0]).as_millis(), 1002);
+    assert_eq!(started(&runs[999]).as_millis(), 3);
 }

@@ -105,6 +105,19 @@ async fn a_new_definition_replaces_the_old_and_an_unknown_sandbox_is_named() {
 }
 
 #[tokio::test]
+async fn an_ephemeral_sandbox_can_be_kept() {
+    let home = Home::new();
+    let catalogue = home.open().await;
+    let new = NewSandbox { ephemeral: true, ..sandbox("web", &[]) };
+    let web = catalogue.insert_sandbox(&new).await.unwrap();
+
+    catalogue.keep_sandbox(web.id).await.unwrap();
+
+    let kept = catalogue.sandbox("web").await.unwrap().unwrap();
+    assert_eq!((kept.ephemeral, kept.config_json), (false, web.config_json));
+}
+
+#[tokio::test]
 async fn removal_frees_the_name_but_never_the_id() {
     let home = Home::new();
     let catalogue = home.open().await;

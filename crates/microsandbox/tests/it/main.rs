@@ -2,6 +2,7 @@
 //!
 //! `cargo xtask test` says where a guest and images are; without it these tests fail and say so.
 
+mod ends;
 mod exec;
 mod lifecycle;
 
@@ -54,7 +55,7 @@ fn run_in_fresh_home() -> Result<ExitCode> {
 }
 
 fn trials() -> Vec<Trial> {
-    exec::trials().into_iter().chain(lifecycle::trials()).collect()
+    [ends::trials(), exec::trials(), lifecycle::trials()].into_iter().flatten().collect()
 }
 
 /// A test that is an async function.

@@ -8,8 +8,8 @@ use std::{
 };
 
 use microsandbox_protocol::{
-    BootFailed, Bootstrap, DEFAULT_WINDOW_BYTES, Disk, Exec, ExecExited, ExitStatus, Frame, Hello,
-    Kind, Message, Program as GuestProgram, Ready, Root, StdinMode, Timestamp, Upper, negotiate,
+    BootFailed, Bootstrap, Disk, ExecExited, ExitStatus, Frame, Hello, Kind, Message, Ready, Root,
+    Timestamp, Upper, negotiate,
 };
 use tokio::{
     net::{UnixStream, unix::OwnedReadHalf},
@@ -23,6 +23,7 @@ use crate::{
     BootStep, EndReason, LaunchConfig, Program, SandboxDir,
     link::{FrameReader, FrameSender},
     record::BootTimes,
+    self_test::self_test,
     vmm::{DiskFormat, DiskSpec, VmFds, VmSpec, process},
 };
 
@@ -178,22 +179,6 @@ impl Machine {
             Ok(Ok(status)) => format!("the VMM ended with {status}: {said}"),
             _ => format!("the VMM closed its port: {said}"),
         }
-    }
-}
-
-/// A command through the whole exec path: ready means that this works.
-fn self_test() -> Exec {
-    Exec {
-        program: GuestProgram::SelfTest,
-        args: Vec::new(),
-        env: Vec::new(),
-        cwd: Some("/".into()),
-        user: Some("0:0".into()),
-        stdin: StdinMode::Null,
-        terminal: None,
-        rlimits: Vec::new(),
-        timeout_ms: None,
-        window: DEFAULT_WINDOW_BYTES,
     }
 }
 

@@ -85,6 +85,11 @@ impl Relay {
         Some(free)
     }
 
+    /// Whether nobody has anything under way in the guest.
+    pub(super) fn is_idle(&self) -> bool {
+        self.streams.is_empty()
+    }
+
     /// Forgets a client; its commands are killed.
     pub(super) fn remove_client(&mut self, client: ClientId) {
         self.clients.remove(&client);

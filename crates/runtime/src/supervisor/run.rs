@@ -82,9 +82,18 @@ fn finish(config: &LaunchConfig, dir: &SandboxDir, end: &ExitRecord) {
         tracing::error!(%error, hint = error.hint(), "the end could not be recorded");
     }
     if config.ephemeral
-        && let Err(error) = std::fs::remove_dir_all(dir.path())
+        && let Err(error) = remove_ephemeral(dir, end)
     {
-        tracing::error!(%error, "the ephemeral sandbox could not be removed");
+        tracing::error!(%error, hint = error.hint(), "the ephemeral sandbox could not be removed");
+    }
+}
+
+/// Leaves the records alone for whoever still wants to know why it ended: the owner, unless it is
+/// gone, or the next command, which clears them away.
+fn remove_ephemeral(dir: &SandboxDir, end: &ExitRecord) -> crate::Result<()> {
+    match end.reason {
+        EndReason::OwnerExited => dir.remove_all(),
+        _ => dir.remove_all_but_records(),
     }
 }
 
@@ -135,7 +144,50 @@ struct Session<'a> {
     listener: UnixListener,
     from_clients: mpsc::Receiver<(ClientId, Option<Frame>)>,
     to_session: mpsc::Sender<(ClientId, Option<Frame>)>,
+    limits: Limits,
     stopping: Option<Stopping>,
+}
+
+/// The times after which a sandbox ends by itself. Nothing ticks: there is one deadline.
+#[derive(Debug)]
+struct Limits {
+    idle_timeout: Option<Duration>,
+    idle_since: Option<Instant>,
+    latest: Option<Instant>,
+}
+
+impl Limits {
+    /// The clock starts now. A time beyond what the clock can say is none.
+    fn new(idle_timeout: Option<Duration>, max_duration: Option<Duration>) -> Self {
+        let latest = max_duration.and_then(|time| Instant::now().checked_add(time));
+        Self { idle_timeout, idle_since: None, latest }
+    }
+
+    /// Takes note of whether anything is under way.
+    fn observe(&mut self, idle: bool) {
+        match (idle, self.idle_since) {
+            (true, None) => self.idle_since = Some(Instant::now()),
+            (true, Some(_)) => {}
+            (false, _) => self.idle_since = None,
+        }
+    }
+
+    fn idle_until(&self) -> Option<Instant> {
+        self.idle_since?.checked_add(self.idle_timeout?)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        [self.idle_until(), self.latest].into_iter().flatten().min()
+    }
+
+    /// Which of them made the deadline.
+    fn exceeded(&self) -> EndReason {
+        match (self.idle_until(), self.latest) {
+            (Some(idle), Some(latest)) if idle < latest => EndReason::Idle,
+            (Some(_), None) => EndReason::Idle,
+            _ => EndReason::MaxDuration,
+        }
+    }
 }
 
 /// An orderly end under way.
@@ -157,7 +209,8 @@ impl<'a> Session<'a> {
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
         let (to_session, from_clients) = mpsc::channel(CLIENT_QUEUE);
         let relay = Relay::new(machine.agent.clone(), ready);
-        Ok(Self { config, dir, relay, listener, from_clients, to_session, stopping: None })
+        let limits = Limits::new(config.idle_timeout, config.max_duration);
+        Ok(Self { config, dir, relay, listener, from_clients, to_session, limits, stopping: None })
     }
 
     /// Serves until the machine is gone or must go; says why and whether by force.
@@ -168,7 +221,11 @@ impl<'a> Session<'a> {
         masters: &mut Masters,
     ) -> (EndReason, bool) {
         loop {
-            let deadline = self.stopping.as_ref().map(|stopping| stopping.deadline);
+            self.limits.observe(self.relay.is_idle());
+            let deadline = match &self.stopping {
+                Some(stopping) => Some(stopping.deadline),
+                None => self.limits.deadline(),
+            };
             tokio::select! {
                 frame = machine.port.next() => match frame {
                     Ok(Some(frame)) => match self.relay.on_guest(frame) {
@@ -205,7 +262,11 @@ impl<'a> Session<'a> {
                     self.begin_stop(reason, self.config.stop_timeout, machine, record);
                 },
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                    return (self.reason_for_end(), true);
+                    if self.stopping.is_some() {
+                        return (self.reason_for_end(), true);
+                    }
+                    let reason = self.limits.exceeded();
+                    self.begin_stop(reason, self.config.stop_timeout, machine, record);
                 },
             }
         }
