@@ -57,6 +57,8 @@ fn orders(dir: &Path, vmm: SelectedVmm, boot_timeout: Duration) -> Result<Launch
         defaults: ExecDefaults::default(),
         boot_timeout,
         stop_timeout: Duration::from_secs(1),
+        idle_timeout: None,
+        max_duration: None,
         ephemeral: false,
         asked_at_us: 0,
         log: "info".into(),
