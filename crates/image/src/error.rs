@@ -41,6 +41,13 @@ pub enum Error {
         limit: u64,
     },
 
+    /// An image was to be saved where something is already.
+    #[error("{} is there already and is not empty", path.display())]
+    ArchiveExists {
+        /// Directory that was to be made.
+        path: PathBuf,
+    },
+
     /// A blob is not what its digest promises.
     #[error("{subject} has digest {actual} instead of {expected}")]
     BlobDigest {
@@ -132,6 +139,15 @@ pub enum Error {
         source: Box<LayerError>,
     },
 
+    /// A layer is not in the store as a whole: its file system or the record of its archive is missing.
+    #[error("layer {layer} of {image} is not there as a whole")]
+    LayerIncomplete {
+        /// The image.
+        image: String,
+        /// The layer.
+        layer: DiffId,
+    },
+
     /// Layers that are each sound cannot be laid over one another.
     #[error("layer {layer} does not fit the layers below it: {entry:?} {reason}")]
     MergeLayers {
@@ -159,6 +175,17 @@ pub enum Error {
     NotCached {
         /// The image asked for.
         reference: Box<Reference>,
+    },
+
+    /// An image has nothing at a path, or something else than was asked for.
+    #[error("{path:?} in {image} {reason}")]
+    NoSuchFile {
+        /// The image.
+        image: String,
+        /// Path inside the image.
+        path: PathBuf,
+        /// What is there instead, if anything.
+        reason: &'static str,
     },
 
     /// Indexes that point to indexes without end.
@@ -292,6 +319,16 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// An archive could not be written; nothing of it is left where it was to be.
+    #[error("write archive {}", archive.display())]
+    WriteArchive {
+        /// The archive; `-` for standard output and other streams.
+        archive: PathBuf,
+        /// What the file system reported.
+        #[source]
+        source: io::Error,
+    },
+
     /// A file of the store could not be written; the half-written file has been removed.
     #[error("write {}", path.display())]
     WriteStore {
@@ -310,6 +347,7 @@ impl Error {
             Self::ArchiveEmpty { .. } | Self::ReadArchive { .. } => {
                 "give an OCI layout directory, or an archive made by `docker save`, `podman save` or `skopeo copy`".into()
             }
+            Self::ArchiveExists { .. } => "name a directory that does not exist yet".into(),
             Self::Credentials { registry, .. } | Self::Denied { registry, .. } => {
                 format!("check the name, and log in with `docker login {registry}`")
             }
@@ -318,6 +356,9 @@ impl Error {
             }
             Self::ImageNotFound { reference } => {
                 format!("check the name and the tag of {}", reference.familiar())
+            }
+            Self::LayerIncomplete { .. } => {
+                "remove the image and pull or load it again: what is missing was never kept, or is lost".into()
             }
             Self::NoPlatform { offered, .. } => format!("it is offered for {}", offered.join(", ")),
             Self::NotCached { .. } => "pull or load the image first, or allow pulling".into(),
@@ -340,7 +381,9 @@ impl Error {
                     "fetch or export the image again; if it stays so, its publisher has to mend it".into()
                 }
             }
-            Self::WriteStore { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            Self::WriteArchive { source, .. } | Self::WriteStore { source, .. }
+                if source.kind() == io::ErrorKind::StorageFull =>
+            {
                 "free some disk space and try again".into()
             }
             _ => return None,

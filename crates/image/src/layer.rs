@@ -8,6 +8,7 @@
 
 mod builder;
 mod data;
+pub(crate) mod record;
 mod stream;
 
 use std::fs::File;
@@ -17,6 +18,7 @@ use std::thread;
 
 use self::builder::Builder;
 use self::data::DataWriter;
+use self::record::{RecordWriter, Recorded};
 use self::stream::{Chunks, unpack};
 use crate::erofs::write::{Plan, ROOT_NID};
 use crate::erofs::{BlockSize, HEAD_BYTES, PART_ALIGN, Superblock};
@@ -63,11 +65,13 @@ pub(crate) struct Facts {
     pub(crate) diff_id: DiffId,
 }
 
-/// Where a layer is written: an empty file, its path for messages, and the unit of addresses.
+/// Where a layer is written: an empty file, its path for messages, a second file for the record of its archive, and
+/// the unit of addresses.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target<'a> {
     pub(crate) file: &'a File,
     pub(crate) path: &'a Path,
+    pub(crate) record: &'a File,
     pub(crate) block_size: BlockSize,
 }
 
@@ -105,17 +109,20 @@ fn ingest(
     expected: Option<DiffId>,
     target: Target<'_>,
 ) -> Result<DiffId, LayerError> {
-    let mut reader = Reader::new(chunks);
+    let record = RecordWriter::new(target)?;
+    let mut reader = Reader::new(Recorded::new(chunks, record));
     let mut data = DataWriter::new(target, HEAD_BYTES);
     let mut builder = Builder::new(target.block_size);
     while let Some(entry) = reader.next_entry()? {
         builder.add(entry, &mut reader, &mut data)?;
     }
-    let diff_id = reader.into_inner().finish()?;
+    let (chunks, record) = reader.into_inner().finish()?;
+    let diff_id = chunks.finish()?;
     if let Some(expected) = expected.filter(|expected| *expected != diff_id) {
         return Err(LayerError::DiffId { expected, actual: diff_id });
     }
     finish(&builder.into_tree(), diff_id, data, target)?;
+    record.finish()?;
     Ok(diff_id)
 }
 

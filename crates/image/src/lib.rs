@@ -34,6 +34,7 @@ mod progress;
 mod pull;
 mod reference;
 mod registry;
+mod save;
 mod store;
 mod tar;
 mod tree;
@@ -50,4 +51,7 @@ pub use self::progress::{Progress, PullProgress, Silent};
 pub use self::pull::{PullOptions, PullPolicy};
 pub use self::reference::Reference;
 pub use self::registry::RegistryAuth;
-pub use self::store::{Collected, ImageStore};
+pub use self::save::{ArchiveFormat, LayerCompression, SaveOptions, SaveTarget};
+pub use self::store::{
+    Collected, ImageHold, ImageStore, ImageUsage, PartUsage, StorePart, StoreUsage,
+};

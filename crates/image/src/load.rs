@@ -136,6 +136,7 @@ impl ImageStore {
         for name in &found.names {
             self.write_ref(name, digest)?;
         }
+        self.mark_used(&digest);
         if let Some(reference) = found.names.first() {
             progress.report(PullProgress::Complete {
                 reference: reference.clone(),

@@ -148,11 +148,13 @@ impl ImageStore {
             let fits = |image: &Image| platform.accepts(&image.config().platform());
             let Some(image) = store.get(&name)?.filter(fits) else { return Ok(None) };
             if image.references().contains(&name) {
+                store.mark_used(&image.digest());
                 return Ok(Some(image));
             }
             // It was found by its digest alone; from now on this name keeps it, too.
             let _lease = store.lease()?;
             store.write_ref(&name, image.digest())?;
+            store.mark_used(&image.digest());
             store.get(&name)
         })
         .await
@@ -218,6 +220,7 @@ impl Pull<'_> {
         let (store, name) = (self.store.clone(), self.reference.clone());
         blocking("name-image", move || {
             store.write_ref(&name, digest)?;
+            store.mark_used(&digest);
             store.complete_image(digest)
         })
         .await

@@ -67,6 +67,11 @@ impl Reference {
         Self { tag: None, digest: Some(digest), ..self.clone() }
     }
 
+    /// The same name without the digest that pins it.
+    pub(crate) fn without_digest(&self) -> Self {
+        Self { digest: None, ..self.clone() }
+    }
+
     /// Shortest text that means this image: without the parts Docker implies, tag kept.
     pub fn familiar(&self) -> String {
         let full = self.to_string();

@@ -3,6 +3,7 @@
 //! ```text
 //! <root>/lock                              held shared while images are made, exclusively while collecting
 //!        layers/sha256-<diff id>.<block size>.erofs      one per layer, whichever images have it
+//!               sha256-<diff id>.<block size>.record     what its archive had besides, to save it again
 //!               *.partial                  being made by the process that holds its lock
 //!        manifests/sha256-<digest>/{manifest.json,config.json,meta.erofs,disk.vmdk}
 //!        refs/<encoded name>               which manifest the name stands for
@@ -14,9 +15,12 @@
 
 mod collect;
 mod files;
+mod hold;
+mod inventory;
 mod layers;
 pub(crate) mod publish;
 mod refs;
+mod usage;
 
 use std::fs;
 use std::io;
@@ -25,8 +29,10 @@ use std::path::{Path, PathBuf};
 pub use self::collect::Collected;
 pub(crate) use self::files::read_optional;
 use self::files::{create_directory, read_fault, write_fault};
+pub use self::hold::ImageHold;
 pub(crate) use self::layers::{LayerClaim, LayerState, StagedLayer};
 pub(crate) use self::publish::Draft;
+pub use self::usage::{ImageUsage, PartUsage, StorePart, StoreUsage};
 use crate::erofs::BlockSize;
 use crate::{Digest, Error, Image, Reference};
 
@@ -94,6 +100,22 @@ impl ImageStore {
             (image.references().is_empty(), image.references().first().cloned(), image.digest())
         });
         Ok(images)
+    }
+
+    /// Gives the image that `reference` names another name, which costs nothing but the name.
+    ///
+    /// # Errors
+    /// [`Error::NotCached`] when there is no such image; [`Error::WriteStore`].
+    pub fn tag(&self, reference: &Reference, name: &Reference) -> Result<Image, Error> {
+        let not_cached = || Error::NotCached { reference: reference.clone().into() };
+        if self.get(reference)?.is_none() {
+            return Err(not_cached());
+        }
+        let _lease = self.lease()?;
+        // Looked up again: a collection may have been faster.
+        let image = self.get(reference)?.ok_or_else(not_cached)?;
+        self.write_ref(name, image.digest())?;
+        self.complete_image(image.digest())
     }
 
     /// Takes the name away, then removes what no other name and no pin needs.

@@ -6,6 +6,7 @@
 use std::io::BufRead;
 
 use super::data::DataWriter;
+use super::record::Recorded;
 use crate::erofs::{BlockSize, xattr};
 use crate::error::{EntryFault, LayerError};
 use crate::tar::{Entry, EntryKind, Reader, display_name};
@@ -53,7 +54,7 @@ impl Builder {
     pub(super) fn add<R: BufRead>(
         &mut self,
         mut entry: Entry,
-        reader: &mut Reader<R>,
+        reader: &mut Reader<Recorded<'_, R>>,
         data: &mut DataWriter<'_>,
     ) -> Result<(), LayerError> {
         if reader.entries() > MAX_ENTRIES {
@@ -110,7 +111,7 @@ impl Builder {
     fn store<R: BufRead>(
         &self,
         entry: &Entry,
-        reader: &mut Reader<R>,
+        reader: &mut Reader<Recorded<'_, R>>,
         data: &mut DataWriter<'_>,
     ) -> Result<FileData, LayerError> {
         if entry.size == 0 {
@@ -121,8 +122,14 @@ impl Builder {
         let block = u32::try_from(start / self.block_size.bytes())
             .map_err(|_| LayerError::TooMuch { what: "blocks", limit: u32::MAX.into() })?;
         match &entry.segments {
-            None => reader.copy_stored(|bytes| data.append(bytes))?,
+            None => {
+                reader.input_mut().data_follows(start, entry.size);
+                reader.copy_stored(|bytes| data.append(bytes))?;
+            }
             Some(segments) => {
+                for segment in segments {
+                    reader.input_mut().data_follows(start + segment.offset, segment.len);
+                }
                 let mut rest = segments.iter().copied();
                 let mut left = 0;
                 reader.copy_stored(|mut bytes| {

@@ -41,13 +41,14 @@ fn image(members: &Members, entry: Entry) -> Result<Found, Error> {
     // The archive has no manifest. One that lists the unpacked layers says the same, the same way every time.
     let mut layers = Vec::with_capacity(entry.layers.len());
     for (member, diff_id) in entry.layers.iter().zip(&diff_ids) {
-        layers.push(descriptor(OCI_LAYER, diff_id.0, members.size(member)?));
+        layers.push(Descriptor::new(OCI_LAYER, diff_id.0, members.size(member)?));
     }
     let manifest = Manifest {
         schema_version: 2,
         media_type: OCI_MANIFEST.into(),
-        config: descriptor(OCI_CONFIG, Digest::of(&config), config.len() as u64),
+        config: Descriptor::new(OCI_CONFIG, Digest::of(&config), config.len() as u64),
         layers,
+        annotations: None,
     };
     let names: Vec<Reference> =
         entry.repo_tags.unwrap_or_default().iter().filter_map(|name| name.parse().ok()).collect();
@@ -58,8 +59,4 @@ fn image(members: &Members, entry: Entry) -> Result<Found, Error> {
     })?;
     let members = entry.layers.into_iter().map(|member| (member, None)).collect();
     Found::new(label, bytes, config, members, names)
-}
-
-fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
-    Descriptor { media_type: media_type.into(), digest, size, platform: None, annotations: None }
 }

@@ -1,7 +1,5 @@
-//! Collection: removes what no name and no pin reaches.
+//! Collection: removes what no name and no pin reaches, and more when the store has to shrink.
 
-use std::collections::HashSet;
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::Path;
 use std::sync::mpsc;
@@ -9,8 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::ImageStore;
-use super::files::{TEMPORARY_PREFIX, Temporary, write_fault};
-use crate::{DiffId, Digest, Error, Image};
+use super::files::{Temporary, write_fault};
+use super::inventory::{Inventory, Owner, Reach};
+use crate::{DiffId, Digest, Error};
 
 /// How long a collection waits for makers of images. Even where there is none, a child that a program is just
 /// starting holds copies of its locks until it runs another program.
@@ -31,7 +30,8 @@ pub struct Collected {
 }
 
 impl ImageStore {
-    /// Removes images without a name that are not among `pinned`, layers that no image has, and what crashes left.
+    /// Removes images without a name that are neither among `pinned` nor held, layers that no image has, and what
+    /// crashes left.
     ///
     /// Does nothing while another process makes an image.
     ///
@@ -45,35 +45,81 @@ impl ImageStore {
         let Some(_lock) = self.lock_for_collection()? else {
             return Ok(Collected { postponed: true, ..collected });
         };
-        let mut kept: HashSet<Digest> =
-            self.refs()?.into_iter().map(|(_, digest)| digest).collect();
-        kept.extend(pinned);
-        let manifests = self.manifests_dir();
-        for name in self.names_in(&manifests)? {
-            let path = manifests.join(&name);
-            match Digest::from_file_stem(&name) {
-                Some(digest) if kept.contains(&digest) => {}
-                Some(_) => {
-                    collected.images += 1;
-                    collected.freed_bytes += directory_bytes(&path);
-                    // Renamed first: a half-removed image must not be found under its name.
-                    let doomed = Temporary::new(&manifests);
-                    fs::rename(&path, &doomed.path).map_err(|source| write_fault(&path, source))?;
-                }
-                None if name.ends_with(super::layers::PARTIAL_SUFFIX) => remove(&path)?,
-                None if name.starts_with(TEMPORARY_PREFIX) => {
-                    fs::remove_dir_all(&path).map_err(|source| write_fault(&path, source))?;
-                }
-                None => {}
-            }
-        }
-        self.collect_layers(&kept, &mut collected)?;
-        for name in self.names_in(&self.refs_dir())? {
-            if name.starts_with(TEMPORARY_PREFIX) {
-                remove(&self.refs_dir().join(name))?;
-            }
-        }
+        self.sweep(pinned, &mut collected)?;
         Ok(collected)
+    }
+
+    /// Collects, then removes images with their names, those first that were not used for longest, until the store
+    /// takes no more than `max_bytes` of disk or only images are left that are pinned or held.
+    ///
+    /// # Errors
+    /// As [`Self::collect`].
+    pub fn shrink(&self, max_bytes: u64, pinned: &[Digest]) -> Result<Collected, Error> {
+        let mut collected = Collected::default();
+        if !self.root.exists() {
+            return Ok(collected);
+        }
+        let Some(_lock) = self.lock_for_collection()? else {
+            return Ok(Collected { postponed: true, ..collected });
+        };
+        loop {
+            let left = self.sweep(pinned, &mut collected)?;
+            if left <= max_bytes {
+                return Ok(collected);
+            }
+            let Some(oldest) = self.least_recently_used(pinned)? else { return Ok(collected) };
+            for (name, _) in self.refs()?.iter().filter(|(_, digest)| *digest == oldest) {
+                self.remove_ref(name)?;
+            }
+        }
+    }
+
+    /// Removes what is not reached; answers with the bytes that stay. The lock for collections is held.
+    fn sweep(&self, pinned: &[Digest], collected: &mut Collected) -> Result<u64, Error> {
+        let mut reach = Reach::of(self, pinned)?;
+        let inventory = Inventory::take(self)?;
+        // Locked until they are gone: nobody can come to hold one that is on its way out.
+        let mut doomed = Vec::new();
+        for digest in inventory.images() {
+            if reach.images.contains(&digest) {
+                continue;
+            }
+            match self.lock_for_removal(&digest)? {
+                Some(lock) => doomed.push((digest, lock)),
+                None => reach.add(self, digest)?,
+            }
+        }
+        for (digest, _lock) in &doomed {
+            let path = self.manifests_dir().join(digest.file_stem());
+            // Renamed first: a half-removed image must not be found under its name.
+            let grave = Temporary::new(&self.manifests_dir());
+            fs::rename(&path, &grave.path).map_err(|source| write_fault(&path, source))?;
+            collected.images += 1;
+        }
+        let mut left = 0;
+        for item in &inventory.items {
+            if !reach.is_reclaimable(item) {
+                left += item.bytes;
+                continue;
+            }
+            collected.freed_bytes += item.bytes;
+            if !matches!(item.owner, Owner::Image(_)) {
+                remove(&item.path)?;
+                collected.layers += usize::from(item.is_layer());
+            }
+        }
+        Ok(left)
+    }
+
+    /// The image that can go first: named, but neither pinned nor held.
+    fn least_recently_used(&self, pinned: &[Digest]) -> Result<Option<Digest>, Error> {
+        let mut images = Vec::new();
+        for digest in Inventory::take(self)?.images() {
+            if !pinned.contains(&digest) && self.lock_for_removal(&digest)?.is_some() {
+                images.push((self.last_used(&digest), digest));
+            }
+        }
+        Ok(images.into_iter().min().map(|(_, digest)| digest))
     }
 
     /// Takes layers away that were made for an image that did not come about, unless others need them by now.
@@ -81,18 +127,14 @@ impl ImageStore {
     /// Best effort: what stays goes with the next collection.
     pub(crate) fn discard_layers(&self, diff_ids: &[DiffId]) {
         let Ok(Some(_lock)) = self.lock_for_collection() else { return };
-        let Ok(reached) = self.names_in(&self.manifests_dir()).and_then(|names| {
-            let digests = names.iter().filter_map(|name| Digest::from_file_stem(name));
-            self.reached_layers(digests)
-        }) else {
-            return;
-        };
-        for path in diff_ids.iter().map(|diff_id| self.layer_path(*diff_id)) {
-            if path.file_name().is_some_and(|name| !reached.contains(name))
-                && path.is_file()
-                && let Err(error) = remove(&path)
-            {
-                tracing::debug!(%error, "left for the next collection");
+        let Ok(reach) = Reach::of_all(self) else { return };
+        for diff_id in diff_ids.iter().filter(|diff_id| !reach.layers.contains(diff_id)) {
+            for path in [self.layer_path(*diff_id), self.record_path(*diff_id)] {
+                if path.is_file()
+                    && let Err(error) = remove(&path)
+                {
+                    tracing::debug!(%error, "left for the next collection");
+                }
             }
         }
     }
@@ -109,54 +151,9 @@ impl ImageStore {
             Err(_) => Ok(None),
         }
     }
-
-    /// File names of the layers that these images have.
-    fn reached_layers(
-        &self,
-        digests: impl Iterator<Item = Digest>,
-    ) -> Result<HashSet<OsString>, Error> {
-        let mut reached = HashSet::new();
-        for digest in digests {
-            let extents = Image::extent_names(self, &digest)?;
-            reached.extend(extents.iter().filter_map(|path| path.file_name().map(Into::into)));
-        }
-        Ok(reached)
-    }
-
-    fn collect_layers(
-        &self,
-        kept: &HashSet<Digest>,
-        collected: &mut Collected,
-    ) -> Result<(), Error> {
-        let reached = self.reached_layers(kept.iter().copied())?;
-        let layers = self.layers_dir();
-        for name in self.names_in(&layers)? {
-            if reached.contains(&OsString::from(&name)) {
-                continue;
-            }
-            let path = layers.join(&name);
-            let is_layer = name.ends_with(".erofs");
-            let is_left_over = name.ends_with(super::layers::PARTIAL_SUFFIX);
-            if is_layer || is_left_over {
-                collected.layers += usize::from(is_layer);
-                collected.freed_bytes += file_bytes(&path);
-                remove(&path)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
-    fs::remove_file(path).map_err(|source| write_fault(path, source))
-}
-
-fn directory_bytes(path: &Path) -> u64 {
-    fs::read_dir(path).into_iter().flatten().flatten().map(|entry| file_bytes(&entry.path())).sum()
-}
-
-/// Bytes the file takes on disk, holes not counted.
-fn file_bytes(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512)
+    let removed = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
+    removed.map_err(|source| write_fault(path, source))
 }

@@ -167,7 +167,8 @@ fn fsck_finds_nothing_in_layers_and_images() -> Result<()> {
     let image = load(&directory, &layout, BlockSize::B4096)?;
     let mut disks = vec![raw_disk(&image, &directory)?];
     for entry in fs::read_dir(directory.path().join("layers"))? {
-        disks.push(entry?.path());
+        let path = entry?.path();
+        disks.extend(path.extension().is_some_and(|ending| ending == "erofs").then_some(path));
     }
     assert!(disks.len() >= 5, "the image and its layers: {disks:?}");
     for disk in disks {
