@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use microsandbox_protocol::Usage;
+use microsandbox_protocol::{ExecLimits, Usage};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
@@ -31,6 +31,9 @@ pub(crate) const MOUNT_POINT: &str = "/sys/fs/cgroup";
 /// `cpu`: the agent and each command get a share, however many processes a command has. `memory`:
 /// peak and out-of-memory counts. `pids`: a fork bomb leaves room for others.
 const CONTROLLERS: &str = "+cpu +memory +pids";
+
+/// Time in which a limit of processor time is counted: the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
 
 /// The parent of all commands' groups.
 #[derive(Debug)]
@@ -107,9 +110,7 @@ impl Cgroups {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let directory = open(&path, flags | OFlag::O_DIRECTORY, Mode::empty())?;
         let file = |name| openat(&directory, name, flags, Mode::empty());
-        let limit =
-            openat(&directory, "pids.max", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-        write(&limit, self.processes_max.as_bytes())?;
+        set(&directory, "pids.max", &self.processes_max)?;
         Ok(Group {
             cpu_stat: file("cpu.stat")?,
             memory_peak: file("memory.peak")?,
@@ -120,11 +121,13 @@ impl Cgroups {
     }
 }
 
-/// Three quarters of what the kernel has room for, the rest for everybody else.
+/// Half of what the kernel has room for. It has room for as many as fill an eighth of the memory with
+/// kernel stacks alone (`kernel/fork.c`); half of that many, small as they may be, leave memory for
+/// everybody else.
 fn processes_max() -> io::Result<u64> {
     let all = fs::read_to_string("/proc/sys/kernel/threads-max")?;
     let all: u64 = all.trim().parse().map_err(io::Error::other)?;
-    Ok(all / 4 * 3)
+    Ok(all / 2)
 }
 
 /// Removes a group with the groups a command made below it; false while a process is in one.
@@ -165,14 +168,32 @@ impl Cgroup {
         self.group().directory.as_fd()
     }
 
+    /// Holds all processes in it together to `limits`.
+    ///
+    /// # Errors
+    /// The file of the limit that was refused, and what the kernel said.
+    pub(crate) fn limit(&self, limits: &ExecLimits) -> Result<(), (&'static str, Errno)> {
+        let set = |file, value: Option<String>| match value {
+            Some(value) => set(self.directory(), file, &value).map_err(|errno| (file, errno)),
+            None => Ok(()),
+        };
+        set("memory.max", limits.memory_bytes.map(|bytes| bytes.to_string()))?;
+        set(
+            "cpu.max",
+            limits.cpu_thousandths.map(|share| {
+                let quota_us = u64::from(share) * CPU_PERIOD_US / 1000;
+                format!("{quota_us} {CPU_PERIOD_US}")
+            }),
+        )?;
+        set("pids.max", limits.processes.map(|processes| processes.to_string()))
+    }
+
     /// Kills every process in it, those it is just starting too (Linux 5.14).
     ///
     /// # Errors
     /// What the kernel said.
     pub(crate) fn kill(&self) -> Result<(), Errno> {
-        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-        let file = openat(self.directory(), "cgroup.kill", flags, Mode::empty())?;
-        write(&file, b"1").map(drop)
+        set(self.directory(), "cgroup.kill", "1")
     }
 
     /// What its processes have used so far.
@@ -200,6 +221,13 @@ impl Drop for Cgroup {
             self.home.lingering.borrow_mut().push(group.name);
         }
     }
+}
+
+/// Writes a file of the group in `directory`.
+fn set(directory: impl AsFd, file: &str, value: &str) -> Result<(), Errno> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let file = openat(directory, file, flags, Mode::empty())?;
+    write(&file, value.as_bytes()).map(drop)
 }
 
 /// The beginning of a file, empty if it cannot be read.

@@ -21,8 +21,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use microsandbox_protocol::{
-    Credit, Exec, ExecDefaults, ExecFailed, ExecFailure, ExecStarted, Frame, Kill, Kind, Message,
-    Resize, StdinMode, StreamId, Unsupported,
+    Credit, Exec, ExecDefaults, ExecFailed, ExecFailure, ExecLimits, ExecStarted, Frame, Kill,
+    Kind, LimitedExec, Message, Resize, StdinMode, StreamId, Unsupported,
 };
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -30,7 +30,7 @@ use nix::unistd::Pid;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, spawn_local, yield_now};
 
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroup, Cgroups};
 use crate::exec::flow::OutputCredit;
 use crate::exec::input::Input;
 use crate::exec::plan::{Candidates, Plan, bad_args};
@@ -130,7 +130,16 @@ impl Engine {
             return self.outbox.control(stream, &Unsupported { kind: frame.kind });
         };
         match kind {
-            Kind::Exec => self.exec(&frame),
+            Kind::Exec => {
+                self.exec(
+                    stream,
+                    Exec::from_frame(&frame).map(|exec| (exec, ExecLimits::default())),
+                );
+            }
+            Kind::LimitedExec => {
+                let limited = LimitedExec::from_frame(&frame);
+                self.exec(stream, limited.map(|LimitedExec { exec, limits }| (exec, limits)));
+            }
             Kind::Stdin => self.with(stream, |session| {
                 let end = frame.is_end();
                 if session.push_input(frame.body, end).is_err() {
@@ -179,20 +188,23 @@ impl Engine {
         }
     }
 
-    fn exec(self: &Rc<Self>, frame: &Frame) {
-        let stream = frame.stream;
+    fn exec(
+        self: &Rc<Self>,
+        stream: StreamId,
+        request: Result<(Exec, ExecLimits), microsandbox_protocol::Error>,
+    ) {
         if self.streams.borrow().contains_key(&stream) {
             // Answering would tell the client that the command it has there is over.
             return;
         }
-        let exec = Exec::from_frame(frame).map_err(|_| bad_args("request"));
-        match exec.and_then(|exec| self.start(stream, exec)) {
+        let request = request.map_err(|_| bad_args("request"));
+        match request.and_then(|(exec, limits)| self.start(stream, exec, limits)) {
             Ok(start) => self.begin(start),
             Err(failed) => self.outbox.control(stream, &failed),
         }
     }
 
-    fn start(&self, stream: StreamId, exec: Exec) -> Result<Start, ExecFailed> {
+    fn start(&self, stream: StreamId, exec: Exec, limits: ExecLimits) -> Result<Start, ExecFailed> {
         if self.stopping.get() {
             let failure = ExecFailure::ShuttingDown;
             return Err(ExecFailed { failure, errno: 0, object: String::new() });
@@ -209,8 +221,7 @@ impl Engine {
         if plan.user.identity.uid != 0 {
             theirs.give_to(plan.user.identity.uid).map_err(|errno| no_user(errno, &plan))?;
         }
-        let cgroup = self.ground.cgroups.as_ref().map(Cgroups::take).transpose();
-        let cgroup = cgroup.map_err(|errno| no_resources(&errno.into(), "cgroup"))?;
+        let cgroup = self.cgroup(limits)?;
         let image = match &plan.program {
             Candidates::Paths(paths) => Image::Search(paths),
             Candidates::Agent => Image::Open(self.ground.agent.as_fd()),
@@ -236,6 +247,23 @@ impl Engine {
         let window = microsandbox_protocol::DEFAULT_WINDOW_BYTES;
         let started = ExecStarted { pid: pid.unsigned_abs(), window };
         Ok(Start { session, started, ours, ended, timeout })
+    }
+
+    /// A control group that holds its processes to `limits`.
+    fn cgroup(&self, limits: ExecLimits) -> Result<Option<Cgroup>, ExecFailed> {
+        let cgroup = self.ground.cgroups.as_ref().map(Cgroups::take).transpose();
+        let cgroup = cgroup.map_err(|errno| no_resources(&errno.into(), "cgroup"))?;
+        match &cgroup {
+            Some(cgroup) => cgroup.limit(&limits).map_err(|(file, errno)| {
+                let failure = ExecFailure::ResourceLimit;
+                ExecFailed { failure, errno: errno as i32, object: file.to_owned() }
+            })?,
+            None if !limits.is_empty() => {
+                return Err(no_resources(&Errno::ENOTSUP.into(), "cgroup"));
+            }
+            None => {}
+        }
+        Ok(cgroup)
     }
 
     fn begin(self: &Rc<Self>, start: Start) {

@@ -58,6 +58,15 @@ pub struct Welcome {
     pub ready: Ready,
 }
 
+/// The sandbox has ended and its lock is free. Nothing follows.
+///
+/// Clients hear it here because the directory of an ephemeral sandbox is gone by now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// What `exit.json` says: JSON of the same form.
+    pub exit_record: String,
+}
+
 /// End the sandbox: in order within the grace, by force after it.
 ///
 /// The link closes once `exit.json` says how it ended.

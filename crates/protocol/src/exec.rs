@@ -40,6 +40,36 @@ pub struct Exec {
     pub window: u32,
 }
 
+/// Run a command on this stream, within limits that hold for it and all its descendants together.
+///
+/// A kind of its own, so that an agent that knows no limits refuses the command by name instead of
+/// running it without them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitedExec {
+    /// The command.
+    pub exec: Exec,
+    /// What it may use.
+    pub limits: ExecLimits,
+}
+
+/// What a command and its descendants may use together; none: what the machine has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecLimits {
+    /// Memory, page cache included, bytes. Beyond it the guest kernel kills a process of the command.
+    pub memory_bytes: Option<u64>,
+    /// Processor time in thousandths of one processor, at least 10.
+    pub cpu_thousandths: Option<u32>,
+    /// Processes and threads. Beyond it `fork` fails with `EAGAIN`.
+    pub processes: Option<u32>,
+}
+
+impl ExecLimits {
+    /// Whether anything is limited.
+    pub const fn is_empty(&self) -> bool {
+        self.memory_bytes.is_none() && self.cpu_thousandths.is_none() && self.processes.is_none()
+    }
+}
+
 /// What to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Program {
@@ -116,6 +146,43 @@ code! {
         Rttime = 15,
         /// A resource this end has no name for; setting it is refused.
         Unknown = 255,
+    }
+}
+
+impl RlimitResource {
+    /// Its name in lower case, as `ulimit` tables and Docker write it: `nofile`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Fsize => "fsize",
+            Self::Data => "data",
+            Self::Stack => "stack",
+            Self::Core => "core",
+            Self::Rss => "rss",
+            Self::Nproc => "nproc",
+            Self::Nofile => "nofile",
+            Self::Memlock => "memlock",
+            Self::As => "as",
+            Self::Locks => "locks",
+            Self::Sigpending => "sigpending",
+            Self::Msgqueue => "msgqueue",
+            Self::Nice => "nice",
+            Self::Rtprio => "rtprio",
+            Self::Rttime => "rttime",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl TryFrom<&str> for RlimitResource {
+    type Error = String;
+
+    /// The resource of that name, in any case.
+    fn try_from(name: &str) -> Result<Self, String> {
+        let lower = name.to_ascii_lowercase();
+        let known = Self::ALL.iter().filter(|resource| **resource != Self::Unknown);
+        let found = known.copied().find(|resource| resource.as_str() == lower);
+        found.ok_or_else(|| format!("unknown rlimit resource: {name}"))
     }
 }
 
@@ -229,4 +296,21 @@ pub struct Resize {
 pub struct StdinClosed {
     /// Why the last write failed, 0 when none did.
     pub errno: i32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_resource_is_found_again_by_its_name() {
+        for resource in RlimitResource::ALL {
+            let found = RlimitResource::try_from(resource.as_str()).ok();
+            let expected = Some(*resource).filter(|known| *known != RlimitResource::Unknown);
+            assert_eq!(found, expected);
+        }
+        assert_eq!(RlimitResource::try_from("NoFile"), Ok(RlimitResource::Nofile));
+        let error = RlimitResource::try_from("nofiles").unwrap_err();
+        assert_eq!(error, "unknown rlimit resource: nofiles");
+    }
 }

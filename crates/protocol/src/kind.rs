@@ -66,6 +66,8 @@ kinds! {
     StdinClosed = 23,
     /// Client to agent: kill the command and forget the stream, [`crate::Kill`].
     Kill = 24,
+    /// Client to agent, opens a stream as `Exec` does, with limits: [`crate::LimitedExec`].
+    LimitedExec = 25,
 
     /// Bulk, client to agent: bytes for standard input; the end flag closes it.
     Stdin = 32,
@@ -78,6 +80,8 @@ kinds! {
     Welcome = 48,
     /// Client to supervisor on stream 0: end the sandbox in order, [`crate::Stop`].
     Stop = 49,
+    /// Relay to client on stream 0, last frame: the sandbox has ended, [`crate::Ended`].
+    Ended = 50,
 }
 
 impl Kind {

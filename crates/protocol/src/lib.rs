@@ -27,12 +27,12 @@ pub use boot::{
     BootFailed, BootStage, BootTimings, Bootstrap, Disk, ExecDefaults, Ready, Root, Timestamp,
     Upper,
 };
-pub use control::{Credit, Kill, Ping, Pong, Shutdown, Stop, Stopped, Unsupported, Welcome};
+pub use control::{Credit, Ended, Kill, Ping, Pong, Shutdown, Stop, Stopped, Unsupported, Welcome};
 pub use credit::{ReceiveWindow, SendWindow, WindowExceeded};
 pub use error::Error;
 pub use exec::{
-    Exec, ExecExited, ExecFailed, ExecFailure, ExecStarted, ExitStatus, Program, Resize, Rlimit,
-    RlimitResource, Signal, StdinClosed, StdinMode, TerminalSize, Usage,
+    Exec, ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus, LimitedExec,
+    Program, Resize, Rlimit, RlimitResource, Signal, StdinClosed, StdinMode, TerminalSize, Usage,
 };
 pub use frame::{
     DEFAULT_WINDOW_BYTES, FLAG_END, Frame, FrameDecoder, HEADER_LEN, MAX_BODY_LEN, MAX_BULK_LEN,

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     os::unix::net::UnixStream as StdUnixStream,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -12,9 +12,9 @@ use std::{
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    Credit, Exec, ExecExited, ExecFailed, ExecStarted, Frame, Kill, Kind, MAX_BODY_LEN,
-    MAX_BULK_LEN, Message, Program, Ready, ReceiveWindow, Resize, SendWindow, Signal, Stop,
-    StreamId, TerminalSize, Welcome,
+    Credit, Ended, Exec, ExecExited, ExecFailed, ExecStarted, Frame, Kill, Kind, LimitedExec,
+    MAX_BODY_LEN, MAX_BULK_LEN, Message, Program, Ready, ReceiveWindow, Resize, SendWindow, Signal,
+    Stop, StreamId, TerminalSize, Unsupported, Welcome,
 };
 use tokio::{
     net::UnixStream,
@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    Error, Result, SandboxDir,
+    Error, ExitRecord, Result, SandboxDir,
     link::{FrameReader, FrameSender},
     self_test::self_test,
 };
@@ -40,6 +40,7 @@ struct Shared {
     streams: Mutex<HashMap<StreamId, Route>>,
     next_stream: AtomicU32,
     open: watch::Receiver<bool>,
+    end: OnceLock<ExitRecord>,
 }
 
 /// Where frames of a stream go. Only the table of streams has it: when the link closes and the table
@@ -106,6 +107,7 @@ impl AgentClient {
             sender: FrameSender::start(output),
             streams: Mutex::default(),
             open,
+            end: OnceLock::new(),
         });
         tokio::spawn(dispatch(reader, Arc::downgrade(&shared), opened));
         Ok(Self { shared })
@@ -121,7 +123,19 @@ impl AgentClient {
     /// # Errors
     /// [`Error::TooLong`] before anything is sent; [`Error::Closed`] when the sandbox has ended.
     pub fn exec(&self, exec: &Exec) -> Result<ExecStream> {
-        if !exec.fits() {
+        self.open(exec, exec)
+    }
+
+    /// As [`AgentClient::exec`], within limits.
+    ///
+    /// # Errors
+    /// As [`AgentClient::exec`]; an agent that knows no limits refuses through the stream.
+    pub fn exec_limited(&self, limited: &LimitedExec) -> Result<ExecStream> {
+        self.open(limited, &limited.exec)
+    }
+
+    fn open(&self, request: &impl Message, exec: &Exec) -> Result<ExecStream> {
+        if !request.fits() {
             return Err(Error::TooLong { limit: MAX_BODY_LEN });
         }
         let (updates, received) = mpsc::unbounded_channel();
@@ -132,7 +146,7 @@ impl AgentClient {
             self.shared.streams().remove(&id);
             return Err(Error::Closed { during: "the start of a command" });
         }
-        self.shared.sender.send(exec.to_frame(id));
+        self.shared.sender.send(request.to_frame(id));
         Ok(ExecStream {
             id,
             program: match &exec.program {
@@ -168,6 +182,11 @@ impl AgentClient {
         self.shared.sender.send(Stop { timeout_ms }.to_frame(0));
     }
 
+    /// How the sandbox ended, once its supervisor has said so.
+    pub fn end(&self) -> Option<&ExitRecord> {
+        self.shared.end.get()
+    }
+
     /// Waits until the supervisor has closed the link, which it does when the sandbox has ended.
     ///
     /// # Cancel safety
@@ -180,6 +199,15 @@ impl AgentClient {
 }
 
 impl Shared {
+    /// Keeps the supervisor's last word for those who find the link closed.
+    fn note_end(&self, frame: &Frame) {
+        let record = Ended::from_frame(frame).ok();
+        match record.and_then(|ended| serde_json::from_str(&ended.exit_record).ok()) {
+            Some(record) => _ = self.end.set(record),
+            None => tracing::debug!("the supervisor's last word could not be read"),
+        }
+    }
+
     fn streams(&self) -> MutexGuard<'_, HashMap<StreamId, Route>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,6 +241,9 @@ async fn dispatch(
             }
         };
         let Some(shared) = shared.upgrade() else { break };
+        if frame.stream == 0 && frame.kind == Kind::Ended.byte() {
+            shared.note_end(&frame);
+        }
         let mut streams = shared.streams();
         let Some(route) = streams.get(&frame.stream) else { continue };
         let mut ended = false;
@@ -229,7 +260,7 @@ async fn dispatch(
                 }
             }
             Some(Kind::StdinClosed) => route.stdin.close(),
-            Some(Kind::ExecExited | Kind::ExecFailed) => {
+            Some(Kind::ExecExited | Kind::ExecFailed | Kind::Unsupported) => {
                 route.stdin.close();
                 ended = true;
             }
@@ -327,6 +358,12 @@ impl ExecStream {
                 self.ended = true;
                 let failed = ExecFailed::from_frame(&frame).map_err(malformed)?;
                 return Err(Error::Exec { program: self.program.clone(), failed });
+            }
+            Some(Kind::Unsupported) => {
+                self.ended = true;
+                let Unsupported { kind } = Unsupported::from_frame(&frame).map_err(malformed)?;
+                let agent = self.client.ready().agent_version.clone();
+                return Err(Error::Unsupported { kind, agent });
             }
             _ => return Ok(None),
         }))

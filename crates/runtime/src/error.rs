@@ -102,6 +102,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The agent in the guest is of a version that does not know what was asked for.
+    #[error("ask the guest's agent, version {agent}: it does not know requests of kind {kind}")]
+    Unsupported {
+        /// Kind byte of the request.
+        kind: u8,
+        /// Version of the agent.
+        agent: String,
+    },
     /// The wanted VMM cannot run on this machine.
     #[error("use {vmm}: {why}")]
     VmmUnavailable {
@@ -123,6 +131,9 @@ impl Error {
                 Some("run `cargo xtask setup`, or name a kernel with MSB_KERNEL".into())
             }
             Self::MissingGuest { .. } => Some("run `cargo xtask setup`".into()),
+            Self::Unsupported { .. } => {
+                Some("start the sandbox again: it then boots the installed agent".into())
+            }
             Self::VmmUnavailable { vmm: VmmKind::Libkrun, .. } => {
                 Some("use MSB_VMM=qemu, or a host whose KVM works (`msb doctor`)".into())
             }

@@ -36,6 +36,7 @@ pub use program::Program;
 pub use record::{BootStep, BootTimes, EndReason, ExitRecord, RunRecord, VmmExit};
 pub use role::{init, own_program};
 pub use sandbox_dir::SandboxDir;
+pub use sys::watch_readable;
 pub use vmm::{
     Accel, Capabilities, Driver, KvmProbe, SelectedVmm, VmmChoice, VmmKind, find_qemu, probe_kvm,
     select_vmm,

@@ -5,6 +5,7 @@ use microsandbox_protocol::{Frame, FrameDecoder, Kind};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::mpsc,
+    task::JoinHandle,
 };
 
 use crate::{Error, Result};
@@ -60,10 +61,19 @@ impl FrameSender {
     /// Starts to write to `output` on a task that ends when every sender is dropped or the peer has
     /// hung up.
     pub(crate) fn start<W: AsyncWrite + Unpin + Send + 'static>(output: W) -> Self {
+        Self::start_watched(output).0
+    }
+
+    /// As [`FrameSender::start`], with the task, which ends once everything queued was written and
+    /// every sender is dropped.
+    pub(crate) fn start_watched<W>(output: W) -> (Self, JoinHandle<()>)
+    where
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
         let (control, control_queue) = mpsc::unbounded_channel();
         let (bulk, bulk_queue) = mpsc::unbounded_channel();
-        tokio::spawn(write_frames(output, control_queue, bulk_queue));
-        Self { control, bulk }
+        let task = tokio::spawn(write_frames(output, control_queue, bulk_queue));
+        (Self { control, bulk }, task)
     }
 
     /// Queues a frame. Frames of one stream keep their order among control and among bulk frames;

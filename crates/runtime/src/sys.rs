@@ -1,7 +1,12 @@
 //! The unsafe corner of this crate: descriptors received from another process, and libkrun.
 #![expect(unsafe_code, reason = "the one module of the crate where syscalls and FFI need it")]
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::{
+    io,
+    os::fd::{FromRawFd, OwnedFd, RawFd},
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
 
 #[cfg(feature = "libkrun")]
 pub(crate) mod krun;
@@ -16,4 +21,17 @@ pub(crate) fn own_received_fds(raw: Vec<RawFd>) -> Vec<OwnedFd> {
             unsafe { OwnedFd::from_raw_fd(fd) }
         })
         .collect()
+}
+
+/// Puts a descriptor that is read from, and must not block, into the event loop.
+///
+/// # Errors
+/// What the kernel said: regular files, for one, cannot be waited for.
+///
+/// # Panics
+/// Outside of a tokio runtime.
+pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays open and names the same file for as long as the `AsyncFd` owns it.
+    let watched = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    watched.map_err(io::Error::from)
 }

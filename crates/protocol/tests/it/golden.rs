@@ -7,11 +7,11 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    BootFailed, BootStage, BootTimings, Bootstrap, Credit, Disk, Exec, ExecDefaults, ExecExited,
-    ExecFailed, ExecFailure, ExecStarted, ExitStatus, Frame, FrameDecoder, Hello, Kill, Kind,
-    Message, Ping, Pong, Program, Ready, Resize, Rlimit, RlimitResource, Root, Shutdown, Signal,
-    StdinClosed, StdinMode, Stop, Stopped, TerminalSize, Timestamp, Unsupported, Upper, Usage,
-    Welcome,
+    BootFailed, BootStage, BootTimings, Bootstrap, Credit, Disk, Ended, Exec, ExecDefaults,
+    ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus, Frame, FrameDecoder,
+    Hello, Kill, Kind, LimitedExec, Message, Ping, Pong, Program, Ready, Resize, Rlimit,
+    RlimitResource, Root, Shutdown, Signal, StdinClosed, StdinMode, Stop, Stopped, TerminalSize,
+    Timestamp, Unsupported, Upper, Usage, Welcome,
 };
 
 /// Every kind with the frames that show its body: hexadecimal digits, blanks only for reading.
@@ -113,6 +113,15 @@ const GOLDEN: &[(Kind, &[&str])] = &[
     ),
     (Kind::Kill, &["06000000 01000000 18 00"]),
     (
+        Kind::LimitedExec,
+        &[
+            "1a000000 01000000 19 00 \
+             01000000000000000000 01 80808020 01 f403 01 40",
+            "13000000 01000000 19 00 \
+             01000000000000000000 000000",
+        ],
+    ),
+    (
         Kind::Stdin,
         &[
             "09000000 01000000 20 00 \
@@ -139,6 +148,11 @@ const GOLDEN: &[(Kind, &[&str])] = &[
         Kind::Stop,
         &["08000000 00000000 31 00 \
              904e"],
+    ),
+    (
+        Kind::Ended,
+        &["09000000 00000000 32 00 \
+             027b7d"],
     ),
 ];
 
@@ -250,6 +264,7 @@ fn messages_of_the_link_keep_their_bytes() {
     check(0, 9, &Unsupported { kind: 200 });
     check(0, 0, &Welcome { first_stream: 1 << 20, stream_count: 1 << 20, ready: ready() });
     check(0, 0, &Stop { timeout_ms: 10_000 });
+    check(0, 0, &Ended { exit_record: text("{}") });
 }
 
 #[test]
@@ -280,6 +295,13 @@ fn messages_of_a_command_keep_their_bytes() {
         window: 0,
     };
     check(1, 1, &bare);
+    let limits = ExecLimits {
+        memory_bytes: Some(64 << 20),
+        cpu_thousandths: Some(500),
+        processes: Some(64),
+    };
+    check(0, 1, &LimitedExec { exec: bare.clone(), limits });
+    check(1, 1, &LimitedExec { exec: bare, limits: ExecLimits::default() });
     check(0, 1, &ExecStarted { pid: 300, window: 524_288 });
     let failure = ExecFailure::NotFound;
     check(0, 1, &ExecFailed { failure, errno: 2, object: text("nope") });

@@ -3,12 +3,13 @@
 //! Every client has a range of stream ids; a frame's id says whose it is. A client that lies about
 //! ids or credit is dropped alone. A guest that does is lost.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use microsandbox_protocol::{
-    Credit, Exec, ExecStarted, Frame, Kill, Kind, Message, Ping, Pong, Ready, SendWindow, Stop,
-    StreamId, Unsupported, Welcome,
+    Credit, Ended, Exec, ExecStarted, Frame, Kill, Kind, LimitedExec, Message, Ping, Pong, Ready,
+    SendWindow, Stop, StreamId, Unsupported, Welcome,
 };
+use tokio::{io::AsyncWrite, task::JoinHandle, time::timeout};
 
 use crate::link::FrameSender;
 
@@ -25,6 +26,9 @@ const MAX_STREAMS: usize = 4096;
 /// reading makes the supervisor keep.
 const MAX_WINDOW: usize = 4 << 20;
 
+/// Time for clients to take the last frames of a sandbox that has ended.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 const STREAMS_PER_CLIENT: u32 = 1 << 16;
 
 /// Routing state of one sandbox.
@@ -32,7 +36,7 @@ const STREAMS_PER_CLIENT: u32 = 1 << 16;
 pub(super) struct Relay {
     agent: FrameSender,
     ready: Ready,
-    clients: HashMap<ClientId, FrameSender>,
+    clients: HashMap<ClientId, Client>,
     /// Last id given out. Ids go round, because frames of a client that has just left are still on
     /// their way from the guest and must not reach the next one.
     last_client: ClientId,
@@ -40,7 +44,15 @@ pub(super) struct Relay {
 }
 
 #[derive(Debug)]
+struct Client {
+    sender: FrameSender,
+    /// Ends when all that was sent is written.
+    writer: JoinHandle<()>,
+}
+
+#[derive(Debug)]
 struct Stream {
+    started: bool,
     to_client: SendWindow,
     to_guest: SendWindow,
 }
@@ -68,7 +80,10 @@ impl Relay {
     }
 
     /// Takes a client in and greets it; `None` when there are too many.
-    pub(super) fn add_client(&mut self, sender: FrameSender) -> Option<ClientId> {
+    pub(super) fn add_client<W>(&mut self, output: W) -> Option<ClientId>
+    where
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
         if self.clients.len() >= MAX_CLIENTS {
             return None;
         }
@@ -80,8 +95,9 @@ impl Relay {
             stream_count: STREAMS_PER_CLIENT,
             ready: self.ready.clone(),
         };
+        let (sender, writer) = FrameSender::start_watched(output);
         sender.send(welcome.to_frame(0));
-        self.clients.insert(free, sender);
+        self.clients.insert(free, Client { sender, writer });
         Some(free)
     }
 
@@ -101,6 +117,28 @@ impl Relay {
         }
     }
 
+    /// Tells every client how the sandbox ended and closes the links, those of clients that do not
+    /// read after [`FAREWELL`].
+    pub(super) async fn farewell(self, exit_record: String) {
+        let ended = Ended { exit_record };
+        let writers: Vec<JoinHandle<()>> = self
+            .clients
+            .into_values()
+            .map(|client| {
+                // Behind the output that is still on its way.
+                client.sender.send_in_order(ended.to_frame(0));
+                client.writer
+            })
+            .collect();
+        let written = async {
+            for writer in writers {
+                // Fails only for a task that panicked, whose client hears nothing more.
+                let _panicked = writer.await;
+            }
+        };
+        let _in_time = timeout(FAREWELL, written).await;
+    }
+
     /// Handles a client's frame; gives the stop it asks for.
     pub(super) fn on_client(
         &mut self,
@@ -118,6 +156,11 @@ impl Relay {
             Some(Kind::Exec) => {
                 let exec = Exec::from_frame(&frame).map_err(malformed)?;
                 self.open_stream(client, frame.stream, exec.window)?;
+                self.agent.send(frame);
+            }
+            Some(Kind::LimitedExec) => {
+                let limited = LimitedExec::from_frame(&frame).map_err(malformed)?;
+                self.open_stream(client, frame.stream, limited.exec.window)?;
                 self.agent.send(frame);
             }
             Some(Kind::Credit) => {
@@ -158,8 +201,8 @@ impl Relay {
             Some(Kind::Stop) => return Stop::from_frame(frame).map(Some).map_err(malformed),
             Some(Kind::Ping) => {
                 let Ping { token } = Ping::from_frame(frame).map_err(malformed)?;
-                if let Some(sender) = self.clients.get(&client) {
-                    sender.send(Pong { token }.to_frame(0));
+                if let Some(client) = self.clients.get(&client) {
+                    client.sender.send(Pong { token }.to_frame(0));
                 }
             }
             _ => self.answer_unsupported(client, frame),
@@ -180,7 +223,11 @@ impl Relay {
         if open >= MAX_STREAMS {
             return Err(ClientLied("too many commands at once"));
         }
-        let stream = Stream { to_client: SendWindow::new(window), to_guest: SendWindow::new(0) };
+        let stream = Stream {
+            started: false,
+            to_client: SendWindow::new(window),
+            to_guest: SendWindow::new(0),
+        };
         if self.streams.insert(id, stream).is_some() {
             return Err(ClientLied("a stream that is in use"));
         }
@@ -188,8 +235,8 @@ impl Relay {
     }
 
     fn answer_unsupported(&self, client: ClientId, frame: &Frame) {
-        if let Some(sender) = self.clients.get(&client) {
-            sender.send(Unsupported { kind: frame.kind }.to_frame(frame.stream));
+        if let Some(client) = self.clients.get(&client) {
+            client.sender.send(Unsupported { kind: frame.kind }.to_frame(frame.stream));
         }
     }
 
@@ -214,12 +261,15 @@ impl Relay {
             Some(Kind::ExecStarted) => {
                 let started = ExecStarted::from_frame(&frame).map_err(malformed)?;
                 stream.to_guest.grant(started.window);
+                stream.started = true;
             }
             Some(Kind::Credit) => {
                 let credit = Credit::from_frame(&frame).map_err(malformed)?;
                 stream.to_guest.grant(credit.bytes);
             }
             Some(Kind::ExecExited | Kind::ExecFailed) => ended = true,
+            // What opened the stream is unknown to an older agent: there is no command.
+            Some(Kind::Unsupported) if !stream.started => ended = true,
             Some(Kind::StdinClosed) => {}
             _ => return Ok(GuestNews::None),
         }
@@ -228,7 +278,7 @@ impl Relay {
         }
         if let Some(client) = self.clients.get(&owner(frame.stream)) {
             // The guest put a stream's frames in order; control must not overtake output here.
-            client.send_in_order(frame);
+            client.sender.send_in_order(frame);
         }
         Ok(GuestNews::None)
     }
@@ -277,7 +327,7 @@ mod tests {
     #[tokio::test]
     async fn clients_that_lie_are_found_out() {
         let mut relay = relay();
-        let client = relay.add_client(FrameSender::start(tokio::io::sink())).unwrap();
+        let client = relay.add_client(tokio::io::sink()).unwrap();
         let first = u32::from(client) << 16;
         assert_eq!(relay.on_client(client, exec(first, 100)), Ok(None));
         for (frame, lie) in [
@@ -295,7 +345,7 @@ mod tests {
     #[tokio::test]
     async fn guest_output_is_held_to_the_clients_credit() {
         let mut relay = relay();
-        let client = relay.add_client(FrameSender::start(tokio::io::sink())).unwrap();
+        let client = relay.add_client(tokio::io::sink()).unwrap();
         let first = u32::from(client) << 16;
         relay.on_client(client, exec(first, 100)).unwrap();
         assert_eq!(relay.on_guest(bulk(first, Kind::Stdout, 60)), Ok(GuestNews::None));
@@ -309,11 +359,11 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_leaves_takes_its_streams_along() {
         let mut relay = relay();
-        let client = relay.add_client(FrameSender::start(tokio::io::sink())).unwrap();
+        let client = relay.add_client(tokio::io::sink()).unwrap();
         relay.on_client(client, exec(u32::from(client) << 16, 100)).unwrap();
         relay.remove_client(client);
         assert!(relay.streams.is_empty() && relay.clients.is_empty());
-        let next = relay.add_client(FrameSender::start(tokio::io::sink())).unwrap();
+        let next = relay.add_client(tokio::io::sink()).unwrap();
         assert_ne!(next, client, "late output of the one would reach the other");
     }
 }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     EndReason, ExitRecord, LaunchConfig, RunRecord, SandboxDir, VmmExit,
-    link::{FrameReader, FrameSender},
+    link::FrameReader,
     orders::{DETACH, Progress},
     record::BootTimes,
 };
@@ -41,15 +41,17 @@ pub(super) async fn run(orders: Orders) -> io::Result<()> {
     let dir = SandboxDir::new(&config.dir);
     let mut masters = Masters::new(control)?;
     let mut record = begin(&config, &dir).map_err(io::Error::other)?;
-    let (end, clients) = live(&config, &dir, &mut record, &mut masters).await;
+    let (end, relay) = live(&config, &dir, &mut record, &mut masters).await;
     tracing::info!(reason = %end.reason, forced = end.forced, "sandbox ended");
     finish(&config, &dir, &end);
     // Whoever hears of the end may take the lock at once: it must be free by then.
     drop(lock);
     if record.ready_at.is_none() {
-        masters.tell(&Progress::Failed(Box::new(end))).await;
+        masters.tell(&Progress::Failed(Box::new(end.clone()))).await;
     }
-    drop(clients);
+    if let Some(relay) = relay {
+        relay.farewell(serde_json::to_string(&end).map_err(io::Error::other)?).await;
+    }
     Ok(())
 }
 
@@ -285,7 +287,7 @@ impl<'a> Session<'a> {
 
     fn welcome(&mut self, socket: UnixStream) {
         let (input, output) = socket.into_split();
-        let Some(client) = self.relay.add_client(FrameSender::start(output)) else {
+        let Some(client) = self.relay.add_client(output) else {
             tracing::warn!("client refused: too many");
             return;
         };
