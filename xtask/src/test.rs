@@ -26,6 +26,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "erofs-utils", provides: "fsck.erofs" },
     Package { name: "e2fsprogs", provides: "/usr/sbin/e2fsck" },
     Package { name: "qemu-utils", provides: "qemu-img" },
+    Package { name: "tmux", provides: "tmux" },
 ];
 
 /// Debian's registry server. Installing its package starts a service on port 5000, so its program

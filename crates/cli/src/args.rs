@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     create, doctor, exec, history, image, inspect, load, logs, ls, ping, prune, pull, restart, rm,
-    run, start, stop, wait,
+    run, shell, start, stop, wait,
 };
 
 /// Run untrusted workloads in local microVMs.
@@ -28,7 +28,9 @@ pub(crate) enum Command {
     /// Create a sandbox and start it.
     Create(Box<create::Args>),
     /// Run a command in a running sandbox.
-    Exec(exec::Args),
+    Exec(Box<exec::Args>),
+    /// Use the shell of a running sandbox on this terminal.
+    Shell(shell::Args),
     /// Start stopped sandboxes.
     Start(start::Args),
     /// Stop running sandboxes.

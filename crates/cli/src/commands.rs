@@ -19,6 +19,7 @@ pub(crate) mod pull;
 pub(crate) mod restart;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod shell;
 pub(crate) mod start;
 pub(crate) mod stop;
 mod version;
@@ -28,8 +29,9 @@ pub(crate) mod wait;
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let done = match command {
         Command::Run(args) => return run::run(*args).await,
-        Command::Exec(args) => return exec::run(args).await,
+        Command::Exec(args) => return exec::run(*args).await,
         Command::Wait(args) => return wait::run(args).await,
+        Command::Shell(args) => return shell::run(args).await,
         Command::Doctor(args) => return doctor::run(&args),
         Command::Create(args) => create::run(*args).await,
         Command::Start(args) => start::run(args).await,

@@ -17,6 +17,7 @@ mod log;
 mod output;
 mod report;
 mod selection;
+mod session;
 mod stream;
 mod values;
 

@@ -14,7 +14,7 @@ use std::{
 
 use microsandbox::{ExitStatus, MicrosandboxError};
 
-use crate::interrupt::Interrupt;
+use crate::{interrupt::Interrupt, output};
 
 /// Exit code of msb's own failures.
 const FAILED: u8 = 125;
@@ -48,6 +48,9 @@ pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
     if let Some(interrupt) = error.downcast_ref::<Interrupt>() {
         return ExitCode::from(interrupt.exit_code());
     }
+    if let Some(MicrosandboxError::AttachInterrupted { signal }) = facade_error(error) {
+        return ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED));
+    }
     tell(&describe(error));
     ExitCode::from(exit_code(error))
 }
@@ -74,10 +77,19 @@ pub(crate) fn data(line: &str) {
     tell(&format!("{line}\n"));
 }
 
-/// The exit code for a command that ended.
-pub(crate) fn status(status: ExitStatus) -> ExitCode {
-    if status.out_of_memory {
-        note("the guest ran out of memory and killed a process of this command; see --memory");
+/// The exit code for a command that ended, 0 for one that the user detached from.
+pub(crate) fn status(status: Option<ExitStatus>) -> ExitCode {
+    let Some(status) = status else { return ExitCode::SUCCESS };
+    match status.memory_limit_bytes {
+        Some(limit) => note(format_args!(
+            "the command went beyond its {} of memory and a process of it was killed; see --memory",
+            output::size(limit)
+        )),
+        None if status.out_of_memory => note(
+            "the guest ran out of memory and killed a process of this command; \
+             give the sandbox more with --memory",
+        ),
+        None => {}
     }
     ExitCode::from(u8::try_from(status.code).unwrap_or(FAILED))
 }

@@ -13,9 +13,7 @@ use std::{
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use microsandbox::{
-    ExecEvent, ExecHandle, ExecSink, ExitStatus, MicrosandboxError, Sandbox, SandboxStopResult,
-};
+use microsandbox::{ExecEvent, ExecHandle, ExecSink, ExitStatus};
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt, Stderr, Stdout},
     sync::mpsc,
@@ -32,7 +30,8 @@ const INPUT_QUEUE: usize = 2;
 /// How a command ended, and when it was first heard of.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    pub(crate) status: ExitStatus,
+    /// None: the user detached first.
+    pub(crate) status: Option<ExitStatus>,
     pub(crate) at: Instant,
     pub(crate) first_output: Option<Instant>,
 }
@@ -43,7 +42,6 @@ pub(crate) struct Ended {
 /// error. Dropping `command`, as any error does, kills it with all its descendants.
 pub(crate) async fn run(
     mut command: ExecHandle,
-    sandbox: &Sandbox,
     interrupts: &mut Interrupts,
 ) -> anyhow::Result<Ended> {
     if let Some(sink) = command.take_stdin() {
@@ -76,21 +74,8 @@ pub(crate) async fn run(
             }
         }
     }
-    match command.wait().await {
-        Ok(status) => Ok(Ended { status, at: Instant::now(), first_output }),
-        Err(error @ MicrosandboxError::ExecTimeout(_)) => Err(error.into()),
-        Err(error) => Err(why_gone(sandbox, error).await),
-    }
-}
-
-/// Why the sandbox took the command with it, when that is on record.
-async fn why_gone(sandbox: &Sandbox, error: MicrosandboxError) -> anyhow::Error {
-    match sandbox.wait_until_stopped().await {
-        Ok(SandboxStopResult { name, reason: Some(reason), .. }) => {
-            MicrosandboxError::SandboxEnded { name, reason }.into()
-        }
-        _ => error.into(),
-    }
+    let status = Some(command.wait().await?);
+    Ok(Ended { status, at: Instant::now(), first_output })
 }
 
 /// The outputs of msb, and the piece of the command's output that is on its way there.

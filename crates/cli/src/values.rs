@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use microsandbox::Mebibytes;
+use microsandbox::{Mebibytes, Rlimit, RlimitResource};
 
 /// A `KEY=VALUE` pair; `KEY` alone takes the value from msb's own environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +51,23 @@ pub(crate) fn memory(text: &str) -> Result<Mebibytes, String> {
         _ => None,
     };
     mebibytes.map(Mebibytes).ok_or_else(expected)
+}
+
+/// Reads a limit of each process: `nofile=1024`, `nofile=1024:4096`, `core=unlimited`.
+pub(crate) fn rlimit(text: &str) -> Result<Rlimit, String> {
+    let expected = || "expected NAME=LIMIT or NAME=SOFT:HARD, such as nofile=1024:4096".to_owned();
+    let (name, limits) = text.split_once('=').ok_or_else(expected)?;
+    let resource = RlimitResource::try_from(name)?;
+    let limit = |text: &str| match text {
+        "unlimited" | "-1" => Ok(u64::MAX),
+        number => number.parse().map_err(|_| expected()),
+    };
+    let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+    let (soft, hard) = (limit(soft)?, limit(hard)?);
+    if soft > hard {
+        return Err(format!("the soft limit {soft} is above the hard one, {hard}"));
+    }
+    Ok(Rlimit { resource, soft, hard })
 }
 
 /// Reads a time: seconds, or with a unit `ms`, `s`, `m`, `h`.

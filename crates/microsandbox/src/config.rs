@@ -149,7 +149,8 @@ impl SandboxConfig {
         Some((command.next()?, command.collect()))
     }
 
-    pub(crate) fn shell(&self) -> &str {
+    /// The shell of [`Sandbox::shell`](crate::Sandbox::shell).
+    pub fn shell(&self) -> &str {
         self.shell.as_deref().unwrap_or("/bin/sh")
     }
 

@@ -14,6 +14,12 @@ pub type MicrosandboxResult<T> = Result<T, MicrosandboxError>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MicrosandboxError {
+    /// A signal asked this process to end while it was attached to a command.
+    #[error("ended by signal {signal}")]
+    AttachInterrupted {
+        /// The signal's number.
+        signal: i32,
+    },
     /// A sandbox did not come up.
     #[error("sandbox '{name}' did not start: {err}")]
     BootStart {

@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use microsandbox_runtime::{
-    AgentClient, Error as RuntimeError, ExecStream, ExecUpdate, StdinWriter,
+    Error as RuntimeError, ExecStream, ExecUpdate, StdinWriter,
     wire::{self, DEFAULT_WINDOW_BYTES, Exec, ExecExited, Program},
 };
 
-use crate::{MicrosandboxError, MicrosandboxResult, names::validate_variable};
+use crate::{
+    Mebibytes, MicrosandboxError, MicrosandboxResult, link::Link, names::validate_variable,
+};
 
-pub use microsandbox_runtime::wire::{Rlimit, RlimitResource, Usage};
+pub use microsandbox_runtime::wire::{ExecLimits, Rlimit, RlimitResource, Usage};
 
 /// Options of a command, all but the program itself.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +34,8 @@ pub struct ExecOptions {
     pub tty: bool,
     /// Limits set before the program starts.
     pub rlimits: Vec<Rlimit>,
+    /// What it and its descendants may use together.
+    pub limits: ExecLimits,
 }
 
 /// Where standard input comes from.
@@ -134,10 +138,38 @@ impl ExecOptionsBuilder {
         self
     }
 
+    /// Memory of the command and its descendants together, page cache included. Beyond it the guest
+    /// kernel kills a process of the command; see [`ExitStatus::out_of_memory`].
+    pub fn memory_limit(mut self, memory: impl Into<Mebibytes>) -> Self {
+        self.options.limits.memory_bytes = Some(u64::from(memory.into().0) << 20);
+        self
+    }
+
+    /// Processor time of the command and its descendants together, in processors: `0.5` is half of
+    /// one. At least 0.01; counted in thousandths.
+    pub fn cpu_limit(mut self, processors: f64) -> Self {
+        let thousandths = (processors * 1000.0).round().clamp(0.0, f64::from(u32::MAX));
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a whole number within the range of u32, or NaN, which becomes 0"
+        )]
+        let thousandths = thousandths as u32;
+        self.options.limits.cpu_thousandths = Some(thousandths);
+        self
+    }
+
+    /// Processes and threads of the command and its descendants together. Beyond it `fork` fails.
+    pub fn process_limit(mut self, processes: u32) -> Self {
+        self.options.limits.processes = Some(processes);
+        self
+    }
+
     /// The options, checked.
     ///
     /// # Errors
-    /// [`MicrosandboxError::InvalidConfig`] for a variable or argument that no process can have.
+    /// [`MicrosandboxError::InvalidConfig`] for a variable or argument that no process can have, or
+    /// a limit below which nothing runs.
     pub fn build(self) -> MicrosandboxResult<ExecOptions> {
         let options = self.options;
         for (key, value) in &options.env {
@@ -146,9 +178,28 @@ impl ExecOptionsBuilder {
         if options.args.iter().any(|arg| arg.contains('\0')) {
             return Err(MicrosandboxError::InvalidConfig("an argument has a NUL byte".into()));
         }
+        check_limits(&options.limits)?;
         Ok(options)
     }
 }
+
+fn check_limits(limits: &ExecLimits) -> MicrosandboxResult<()> {
+    let ExecLimits { memory_bytes, cpu_thousandths, processes } = *limits;
+    let message = if memory_bytes == Some(0) {
+        "a command needs at least 1 MiB of memory"
+    } else if cpu_thousandths.is_some_and(|share| share < MIN_CPU_THOUSANDTHS) {
+        "a command needs at least a hundredth of a processor"
+    } else if processes == Some(0) {
+        "a command is at least 1 process"
+    } else {
+        return Ok(());
+    };
+    Err(MicrosandboxError::InvalidConfig(message.into()))
+}
+
+/// The guest kernel counts in periods of 100 ms and gives at least 1 ms of each
+/// (`kernel/sched/core.c`, `min_cfs_quota_period`).
+const MIN_CPU_THOUSANDTHS: u32 = 10;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,16 +213,22 @@ pub struct ExitStatus {
     pub signal: Option<i32>,
     /// The guest kernel killed a process of it for want of memory.
     pub out_of_memory: bool,
+    /// The limit that it went beyond then, in bytes, when it was its own and not the sandbox's.
+    pub memory_limit_bytes: Option<u64>,
 }
 
-impl From<&ExecExited> for ExitStatus {
-    fn from(exited: &ExecExited) -> Self {
+impl ExitStatus {
+    fn new(exited: &ExecExited, limits: &ExecLimits) -> Self {
         let code = exited.status.shell_code();
         let signal = match exited.status {
             wire::ExitStatus::Signal(signal) => Some(i32::from(signal)),
             wire::ExitStatus::Code(_) => None,
         };
-        Self { code, success: code == 0, signal, out_of_memory: exited.out_of_memory }
+        // A group that is held at its limit has been there; one that is not had room left.
+        let reached = |limit: &u64| exited.usage.peak_memory_bytes + (1 << 20) > *limit;
+        let out_of_memory = exited.out_of_memory;
+        let memory_limit_bytes = limits.memory_bytes.filter(reached).filter(|_| out_of_memory);
+        Self { code, success: code == 0, signal, out_of_memory, memory_limit_bytes }
     }
 }
 
@@ -250,7 +307,11 @@ pub struct ExecHandle {
     first: Option<ExecEvent>,
     stdin: Option<ExecSink>,
     timeout: Option<Duration>,
+    limits: ExecLimits,
+    link: Link,
     exited: Option<ExecExited>,
+    /// Why the stream ended early, until somebody asks.
+    failed: Option<MicrosandboxError>,
 }
 
 impl ExecHandle {
@@ -259,7 +320,8 @@ impl ExecHandle {
         self.stream.id().to_string()
     }
 
-    /// What happens next; `None` once the command has ended, or the sandbox has.
+    /// What happens next; `None` once the command has ended, or the sandbox has: a stream that ends
+    /// without [`ExecEvent::Exited`] has an error, which [`ExecHandle::wait`] then gives.
     ///
     /// Output that is not taken stops the command from writing more.
     ///
@@ -267,16 +329,20 @@ impl ExecHandle {
     /// Cancel safe.
     pub async fn recv(&mut self) -> Option<ExecEvent> {
         self.next().await.unwrap_or_else(|error| {
-            tracing::debug!(%error, "command stream ended");
+            self.failed = Some(error);
             None
         })
     }
 
     async fn next(&mut self) -> MicrosandboxResult<Option<ExecEvent>> {
+        if let Some(failed) = self.failed.take() {
+            return Err(failed);
+        }
         if let Some(first) = self.first.take() {
             return Ok(Some(first));
         }
-        Ok(self.stream.next().await?.map(|update| match update {
+        let update = self.stream.next().await.map_err(|error| self.link.explain(error))?;
+        Ok(update.map(|update| match update {
             ExecUpdate::Started { pid } => ExecEvent::Started { pid },
             ExecUpdate::Stdout(bytes) => ExecEvent::Stdout(bytes),
             ExecUpdate::Stderr(bytes) => ExecEvent::Stderr(bytes),
@@ -296,8 +362,8 @@ impl ExecHandle {
     /// Waits for the end and drops the output.
     ///
     /// # Errors
-    /// [`MicrosandboxError::ExecTimeout`] when its time was up, [`MicrosandboxError::Runtime`] when
-    /// the sandbox ended first.
+    /// [`MicrosandboxError::ExecTimeout`] when its time was up, [`MicrosandboxError::SandboxEnded`]
+    /// with the reason when the sandbox ended first.
     ///
     /// # Cancel safety
     /// Cancel safe; output read so far is gone.
@@ -328,11 +394,11 @@ impl ExecHandle {
     }
 
     fn status(&self) -> MicrosandboxResult<ExitStatus> {
-        let closed = RuntimeError::Closed { during: "a command" };
-        let exited = self.exited.as_ref().ok_or(closed)?;
+        let closed = || self.link.explain(RuntimeError::Closed { during: "a command" });
+        let exited = self.exited.as_ref().ok_or_else(closed)?;
         match self.timeout {
             Some(timeout) if exited.timed_out => Err(MicrosandboxError::ExecTimeout(timeout)),
-            _ => Ok(exited.into()),
+            _ => Ok(ExitStatus::new(exited, &self.limits)),
         }
     }
 
@@ -393,39 +459,31 @@ impl ExecSink {
     }
 }
 
-/// Starts a command and waits until it runs.
+/// Starts a command and waits until it runs; a terminal, if it wants one, has this size.
 pub(crate) async fn start(
-    client: &AgentClient,
+    link: &Link,
     cmd: String,
     options: ExecOptions,
-) -> Result<ExecHandle, RuntimeError> {
-    let stdin = match options.stdin {
-        StdinMode::Null => wire::StdinMode::Null,
-        StdinMode::Pipe | StdinMode::Bytes(_) => wire::StdinMode::Pipe,
+    size: wire::TerminalSize,
+) -> MicrosandboxResult<ExecHandle> {
+    let (limits, timeout) = (options.limits, options.timeout);
+    let (exec, input) = request(cmd, options, size);
+    let opened = if limits.is_empty() {
+        link.client.exec(&exec)
+    } else {
+        link.client.exec_limited(&wire::LimitedExec { exec, limits })
     };
-    let mut stream = client.exec(&Exec {
-        program: Program::Path(cmd),
-        args: options.args,
-        env: options.env,
-        cwd: options.cwd,
-        user: options.user,
-        stdin,
-        terminal: options.tty.then_some(wire::TerminalSize { rows: 24, columns: 80 }),
-        rlimits: options.rlimits,
-        timeout_ms: options
-            .timeout
-            .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
-        window: DEFAULT_WINDOW_BYTES,
-    })?;
-    let first = match stream.next().await? {
+    let explain = |error| link.explain(error);
+    let mut stream = opened.map_err(explain)?;
+    let first = match stream.next().await.map_err(explain)? {
         Some(ExecUpdate::Started { pid }) => Some(ExecEvent::Started { pid }),
-        _ => return Err(RuntimeError::Closed { during: "the start of a command" }),
+        _ => return Err(explain(RuntimeError::Closed { during: "the start of a command" })),
     };
     let writer = stream.stdin();
-    let mut sink = None;
-    match options.stdin {
+    let mut stdin = None;
+    match input {
         StdinMode::Null => {}
-        StdinMode::Pipe => sink = Some(ExecSink { writer }),
+        StdinMode::Pipe => stdin = Some(ExecSink { writer }),
         StdinMode::Bytes(bytes) => {
             tokio::spawn(async move {
                 // A command that does not read all of its input is its own affair.
@@ -434,5 +492,28 @@ pub(crate) async fn start(
             });
         }
     }
-    Ok(ExecHandle { stream, first, stdin: sink, timeout: options.timeout, exited: None })
+    let link = link.clone();
+    Ok(ExecHandle { stream, first, stdin, timeout, limits, link, exited: None, failed: None })
+}
+
+/// What the agent is asked for, and what becomes of its input.
+fn request(cmd: String, options: ExecOptions, size: wire::TerminalSize) -> (Exec, StdinMode) {
+    let stdin = match options.stdin {
+        StdinMode::Null => wire::StdinMode::Null,
+        StdinMode::Pipe | StdinMode::Bytes(_) => wire::StdinMode::Pipe,
+    };
+    let millis = |timeout: Duration| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    let exec = Exec {
+        program: Program::Path(cmd),
+        args: options.args,
+        env: options.env,
+        cwd: options.cwd,
+        user: options.user,
+        stdin,
+        terminal: options.tty.then_some(size),
+        rlimits: options.rlimits,
+        timeout_ms: options.timeout.map(millis),
+        window: DEFAULT_WINDOW_BYTES,
+    };
+    (exec, options.stdin)
 }

@@ -25,19 +25,24 @@ pub mod exec;
 pub mod image;
 pub mod reexec;
 
+mod attach;
 mod builder;
 mod config;
 mod create;
+mod detach;
 mod error;
 mod filter;
 mod handle;
 mod history;
 mod home;
+mod link;
 mod names;
 mod sandbox;
 mod status;
+mod terminal;
 mod thread;
 
+pub use attach::{AttachEnd, AttachOptionsBuilder};
 pub use builder::SandboxBuilder;
 pub use config::{
     IntoImage, Mebibytes, OciRootfsSource, PullPolicy, RootfsSource, SandboxConfig, SandboxPolicy,
@@ -46,8 +51,8 @@ pub use config::{
 pub use create::PullProgressHandle;
 pub use error::{BootError, BootErrorStage, ExecFailed, MicrosandboxError, MicrosandboxResult};
 pub use exec::{
-    ExecEvent, ExecHandle, ExecOptionsBuilder, ExecOutput, ExecSink, ExitStatus, Rlimit,
-    RlimitResource, StdinMode,
+    ExecEvent, ExecHandle, ExecLimits, ExecOptionsBuilder, ExecOutput, ExecSink, ExitStatus,
+    Rlimit, RlimitResource, StdinMode,
 };
 pub use filter::SandboxFilter;
 pub use handle::{LogSource, RunInfo, SandboxHandle};

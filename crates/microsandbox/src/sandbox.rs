@@ -7,16 +7,20 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use microsandbox_runtime::{AgentClient, EndReason, ExitRecord, Owner, SandboxDir, VmmExit};
+use microsandbox_runtime::{
+    AgentClient, EndReason, Owner, SandboxDir, VmmExit, wire::TerminalSize,
+};
 
 use crate::{
-    ExecHandle, ExecOptionsBuilder, ExecOutput, MicrosandboxError, MicrosandboxResult,
-    SandboxBuilder, SandboxConfig, SandboxFilter, SandboxHandle, SandboxStatus,
+    AttachEnd, AttachOptionsBuilder, ExecHandle, ExecOptionsBuilder, ExecOutput, MicrosandboxError,
+    MicrosandboxResult, SandboxBuilder, SandboxConfig, SandboxFilter, SandboxHandle, SandboxStatus,
+    attach,
     config::STOP_TIMEOUT,
     create::{self, Mode, PullProgressHandle},
     exec::{self, ExecOptions},
     history::{self, PastRun},
     home::Home,
+    link::Link,
 };
 
 /// Time beyond an orderly end's own in which the supervisor must have written the end down.
@@ -34,8 +38,7 @@ pub struct Sandbox {
 #[derive(Debug)]
 struct Inner {
     config: SandboxConfig,
-    dir: SandboxDir,
-    client: AgentClient,
+    link: Link,
     owner: Mutex<Option<Owner>>,
 }
 
@@ -65,7 +68,8 @@ impl Sandbox {
         client: AgentClient,
         owner: Option<Owner>,
     ) -> Self {
-        Self { inner: Arc::new(Inner { config, dir, client, owner: Mutex::new(owner) }) }
+        let link = Link { name: config.name.clone(), dir, client };
+        Self { inner: Arc::new(Inner { config, link, owner: Mutex::new(owner) }) }
     }
 
     /// Begins the definition of a sandbox.
@@ -230,7 +234,7 @@ impl Sandbox {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn ping(&self) -> MicrosandboxResult<Duration> {
-        self.inner.client.ping().await.map_err(|error| self.explain(error))
+        self.inner.link.client.ping().await.map_err(|error| self.inner.link.explain(error))
     }
 
     /// The runs of sandboxes of that name that have ended, latest first, also of removed ones. A
@@ -267,8 +271,8 @@ impl Sandbox {
         &self,
         timeout: Duration,
     ) -> MicrosandboxResult<SandboxStopResult> {
-        self.inner.client.stop(timeout);
-        ended(&self.inner.client, timeout).await?;
+        self.inner.link.client.stop(timeout);
+        ended(&self.inner.link.client, timeout).await?;
         self.conclude().await
     }
 
@@ -308,14 +312,14 @@ impl Sandbox {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn wait_until_stopped(&self) -> MicrosandboxResult<SandboxStopResult> {
-        self.inner.client.closed().await;
+        self.inner.link.client.closed().await;
         self.conclude().await
     }
 
     /// What came of the run; nothing stays of an ephemeral sandbox but that.
     async fn conclude(&self) -> MicrosandboxResult<SandboxStopResult> {
         let home = Home::from_env()?;
-        let result = stop_result(&home, self.name(), &self.inner.dir).await?;
+        let result = stop_result(&home, self.name(), &self.inner.link.dir).await?;
         if self.inner.config.ephemeral {
             SandboxHandle::clear_away(&home, self.name()).await?;
         }
@@ -420,24 +424,76 @@ impl Sandbox {
         self.run(self.inner.config.shell().to_owned(), options).await
     }
 
-    async fn run(&self, cmd: String, options: ExecOptions) -> MicrosandboxResult<ExecHandle> {
-        let started = exec::start(&self.inner.client, cmd, options).await;
-        started.map_err(|error| self.explain(error))
+    /// Runs a command on the terminal of this process until it has ended; gives its exit code, or 0
+    /// when the user detached.
+    ///
+    /// The terminal is in raw mode meanwhile, and its size is followed. Pressing `ctrl-]`, or what
+    /// [`AttachOptionsBuilder::detach_keys`] says, detaches.
+    ///
+    /// # Errors
+    /// As [`Sandbox::exec`]; [`MicrosandboxError::Unsupported`] when standard input is no
+    /// terminal, [`MicrosandboxError::AttachInterrupted`] when a signal asked this process to
+    /// end. The terminal is as it was before.
+    ///
+    /// # Cancel safety
+    /// Dropping the future restores the terminal and kills the command and all its descendants.
+    pub async fn attach(
+        &self,
+        cmd: impl Into<String>,
+        args: impl IntoIterator<Item = impl Into<String>>,
+    ) -> MicrosandboxResult<i32> {
+        self.attach_with(cmd, |options| options.args(args)).await
     }
 
-    /// Says why the sandbox ended where an error only says that the link is closed.
-    fn explain(&self, error: microsandbox_runtime::Error) -> MicrosandboxError {
-        if matches!(error, microsandbox_runtime::Error::Closed { .. })
-            && let Ok(Some(exit)) = self.inner.dir.exit_record()
-        {
-            return MicrosandboxError::SandboxEnded {
-                name: self.name().to_owned(),
-                reason: exit.reason,
-            };
-        }
-        error.into()
+    /// As [`Sandbox::attach`] with options.
+    ///
+    /// # Errors
+    /// As [`Sandbox::attach`].
+    ///
+    /// # Cancel safety
+    /// As [`Sandbox::attach`].
+    pub async fn attach_with(
+        &self,
+        cmd: impl Into<String>,
+        f: impl FnOnce(AttachOptionsBuilder) -> AttachOptionsBuilder,
+    ) -> MicrosandboxResult<i32> {
+        Ok(self.attach_session(cmd, f).await?.code())
+    }
+
+    /// As [`Sandbox::attach`] with the sandbox's shell.
+    ///
+    /// # Errors
+    /// As [`Sandbox::attach`].
+    ///
+    /// # Cancel safety
+    /// As [`Sandbox::attach`].
+    pub async fn attach_shell(&self) -> MicrosandboxResult<i32> {
+        self.attach_with(self.inner.config.shell(), |options| options).await
+    }
+
+    /// As [`Sandbox::attach_with`]; tells the end of the command from a user who detached.
+    ///
+    /// # Errors
+    /// As [`Sandbox::attach`].
+    ///
+    /// # Cancel safety
+    /// As [`Sandbox::attach`].
+    pub async fn attach_session(
+        &self,
+        cmd: impl Into<String>,
+        f: impl FnOnce(AttachOptionsBuilder) -> AttachOptionsBuilder,
+    ) -> MicrosandboxResult<AttachEnd> {
+        let options = f(AttachOptionsBuilder::default()).build()?;
+        attach::run(&self.inner.link, cmd.into(), options).await
+    }
+
+    async fn run(&self, cmd: String, options: ExecOptions) -> MicrosandboxResult<ExecHandle> {
+        exec::start(&self.inner.link, cmd, options, DEFAULT_TERMINAL).await
     }
 }
+
+/// Size of a terminal that nobody looks at: that of the oldest ones, which every program can take.
+const DEFAULT_TERMINAL: TerminalSize = TerminalSize { rows: 24, columns: 80 };
 
 /// Waits for a sandbox that was told to end within `timeout`.
 pub(crate) async fn ended(client: &AgentClient, timeout: Duration) -> MicrosandboxResult<()> {
@@ -475,7 +531,7 @@ pub(crate) async fn stop_result(
         }),
         observed_at: exit.as_ref().map_or_else(Utc::now, |exit| exit.at),
         forced: exit.as_ref().is_some_and(|exit| exit.forced),
-        reason: exit.map(|exit: ExitRecord| exit.reason),
+        reason: exit.map(|exit| exit.reason),
     })
 }
 

@@ -1,13 +1,14 @@
 //! `msb exec`: a command in a sandbox that runs.
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
 use anyhow::Context as _;
-use microsandbox::Sandbox;
+use microsandbox::{ExecOptionsBuilder, Sandbox};
 
 use crate::{
     interrupt::Interrupts,
-    report, stream,
+    report,
+    session::{Limits, Session},
     values::{self, Variable},
 };
 
@@ -25,12 +26,10 @@ pub(crate) struct Args {
     /// User: name, uid, user:group or uid:gid [default: the sandbox's]
     #[arg(short, long)]
     user: Option<String>,
-    /// Pass standard input to the command
-    #[arg(short, long)]
-    interactive: bool,
-    /// Kill the command after this time, such as 30s or 5m
-    #[arg(long, value_name = "TIME", value_parser = values::duration)]
-    timeout: Option<Duration>,
+    #[command(flatten)]
+    session: Session,
+    #[command(flatten)]
+    limits: Limits,
     /// Command, and its arguments
     #[arg(trailing_var_arg = true, required = true)]
     command: Vec<String>,
@@ -42,21 +41,16 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut words = args.command.into_iter();
     let program = words.next().context("a command is required")?;
     let sandbox = Sandbox::get(&args.name).await?.connect().await?;
-    let handle = sandbox.exec_stream_with(program, |mut options| {
-        if args.interactive {
-            options = options.stdin_pipe();
-        }
+    let options = |mut options: ExecOptionsBuilder| {
         if let Some(workdir) = args.workdir {
             options = options.cwd(workdir);
         }
         if let Some(user) = args.user {
             options = options.user(user);
         }
-        if let Some(timeout) = args.timeout {
-            options = options.timeout(timeout);
-        }
-        options.args(words).envs(args.env.into_iter().filter_map(Variable::resolve))
-    });
-    let ended = stream::run(handle.await?, &sandbox, &mut interrupts).await?;
+        let env = args.env.into_iter().filter_map(Variable::resolve);
+        args.limits.apply(options).args(words).envs(env)
+    };
+    let ended = args.session.run(&sandbox, program, options, &mut interrupts).await?;
     Ok(report::status(ended.status))
 }

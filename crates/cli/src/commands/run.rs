@@ -6,7 +6,7 @@
 use std::{
     hash::{BuildHasher, RandomState},
     process::ExitCode,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context as _, anyhow};
@@ -18,8 +18,8 @@ use crate::{
     definition::Definition,
     interrupt::Interrupts,
     report,
-    stream::{self, Ended},
-    values,
+    session::Session,
+    stream::Ended,
 };
 
 /// Arguments of `msb run`.
@@ -30,12 +30,8 @@ pub(crate) struct Args {
     /// Name of the sandbox, which is then kept [default: one that is removed afterwards]
     #[arg(long)]
     name: Option<String>,
-    /// Pass standard input to the command
-    #[arg(short, long)]
-    interactive: bool,
-    /// Kill the command after this time, such as 30s or 5m
-    #[arg(long, value_name = "TIME", value_parser = values::duration)]
-    timeout: Option<Duration>,
+    #[command(flatten)]
+    session: Session,
     /// Write the times of the boot and the command to standard error, as JSON
     #[arg(long)]
     timings: bool,
@@ -55,11 +51,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sandbox = boot::create(config, Life::Attached, quiet, &mut interrupts).await?;
     let ready = Instant::now();
 
-    let command =
-        Command { words: args.command, interactive: args.interactive, timeout: args.timeout };
     let worked = async {
         let run = boot::run_of(&sandbox, quiet).await?;
-        Ok::<_, anyhow::Error>((run, command.run(&sandbox, &mut interrupts).await?))
+        Ok::<_, anyhow::Error>((
+            run,
+            work(&sandbox, args.command, args.session, &mut interrupts).await?,
+        ))
     };
     let worked = worked.await;
     let put_away = tokio::select! {
@@ -75,29 +72,17 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(report::status(ended.status))
 }
 
-/// What to run in the sandbox.
-struct Command {
+/// Runs `words`, or what the image has for it.
+async fn work(
+    sandbox: &Sandbox,
     words: Vec<String>,
-    interactive: bool,
-    timeout: Option<Duration>,
-}
-
-impl Command {
-    async fn run(self, sandbox: &Sandbox, interrupts: &mut Interrupts) -> anyhow::Result<Ended> {
-        let (program, arguments) = sandbox.config().command(self.words).ok_or_else(|| {
-            anyhow!("the image has no default command: give one, such as `-- sh -c 'echo hello'`")
-        })?;
-        let handle = sandbox.exec_stream_with(program, |mut options| {
-            if self.interactive {
-                options = options.stdin_pipe();
-            }
-            if let Some(timeout) = self.timeout {
-                options = options.timeout(timeout);
-            }
-            options.args(arguments)
-        });
-        stream::run(handle.await?, sandbox, interrupts).await
-    }
+    session: Session,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<Ended> {
+    let (program, arguments) = sandbox.config().command(words).ok_or_else(|| {
+        anyhow!("the image has no default command: give one, such as `-- sh -c 'echo hello'`")
+    })?;
+    session.run(sandbox, program, |options| options.args(arguments), interrupts).await
 }
 
 /// Ends the sandbox, and leaves nothing of one that nobody named.

@@ -27,7 +27,7 @@ const MSB_TEST_GUEST: &str = "MSB_TEST_GUEST";
 const MSB_TEST_IMAGES: &str = "MSB_TEST_IMAGES";
 
 /// Longest wait for anything. A loaded machine that emulates several guests is slow, not dead.
-const DEADLINE: Duration = Duration::from_secs(180);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
 
 /// Longest time from the word that a sandbox has ended to the end of its processes.
 const GRACE: Duration = Duration::from_secs(10);
@@ -158,7 +158,7 @@ fn ends(pid: Pid, deadline: Duration) -> bool {
     pidfd_open(pid, PidfdFlags::empty()).map_or(true, |process| is_ready(process.as_fd(), deadline))
 }
 
-fn is_ready(fd: BorrowedFd<'_>, deadline: Duration) -> bool {
+pub(crate) fn is_ready(fd: BorrowedFd<'_>, deadline: Duration) -> bool {
     let deadline = Timespec::try_from(deadline).unwrap();
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&deadline)).unwrap() > 0
 }

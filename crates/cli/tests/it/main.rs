@@ -13,3 +13,4 @@ mod lifecycle;
 mod refusals;
 mod registry;
 mod runs;
+mod terminals;

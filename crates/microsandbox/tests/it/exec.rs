@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use microsandbox::{ExecEvent, MicrosandboxError, Sandbox};
+use microsandbox::{EndReason, ExecEvent, MicrosandboxError, Sandbox};
 
-use crate::{sandbox, trial};
+use crate::{processes, sandbox, trial};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -15,6 +15,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("exec::a_reader_that_stops_stops_only_its_own_command", stopped_reader),
         trial("exec::a_timeout_ends_every_descendant", timeout_ends_descendants),
         trial("exec::a_background_child_does_not_hold_up_the_end", background_child),
+        trial("exec::the_end_of_the_sandbox_is_the_reason_told", reason_told),
+        trial("exec::users_have_what_login_programs_expect", users),
         trial("exec::definition_reaches_every_command", definition_reaches_commands),
     ]
 }
@@ -68,8 +70,10 @@ async fn stopped_reader() -> Result<()> {
     }
     drop(flood);
     // Dropping it has killed it.
-    let gone = "for i in $(seq 1 100); do pgrep -x cat >/dev/null || exit 0; done; exit 1";
-    ensure!(sandbox.shell(gone).await?.status().success);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while processes(&sandbox, "cat /dev/zero").await? > 0 {
+        ensure!(Instant::now() < deadline, "the command is left");
+    }
     sandbox.stop().await?;
     Ok(())
 }
@@ -82,7 +86,7 @@ async fn timeout_ends_descendants() -> Result<()> {
     let timed_out = sandbox.shell_with(script, |options| options.timeout(limit)).await;
     ensure!(matches!(timed_out, Err(MicrosandboxError::ExecTimeout(_))), "{timed_out:?}");
     ensure!(began.elapsed() < Duration::from_secs(20), "took {:?}", began.elapsed());
-    ensure!(!sandbox.shell("pgrep -x sleep").await?.status().success, "a sleep is left");
+    ensure!(processes(&sandbox, "sleep 1000").await? == 0, "a sleep is left");
     sandbox.stop().await?;
     Ok(())
 }
@@ -110,6 +114,48 @@ async fn definition_reaches_commands() -> Result<()> {
         sandbox.shell_with("id -u; id -g; echo $X", |o| o.user("1000:1001").env("X", "y")).await
     };
     ensure!(as_user(sandbox.clone()).await?.stdout()? == "1000\n1001\ny\n");
+    sandbox.stop().await?;
+    Ok(())
+}
+
+async fn reason_told() -> Result<()> {
+    for ephemeral in [false, true] {
+        let sandbox = sandbox("reason").ephemeral(ephemeral).create().await?;
+        let mut command = sandbox.exec_stream("sleep", ["1000"]).await?;
+        ensure!(matches!(command.recv().await, Some(ExecEvent::Started { .. })));
+        sandbox.kill().await?;
+        ensure!(command.recv().await.is_none(), "nothing follows");
+        let told = command.wait().await;
+        let reason = match told {
+            Err(MicrosandboxError::SandboxEnded { reason, .. }) => reason,
+            other => anyhow::bail!("{other:?}"),
+        };
+        ensure!(reason == EndReason::StopRequested, "{reason:?}");
+        let late = sandbox.shell("true").await;
+        ensure!(matches!(late, Err(MicrosandboxError::SandboxEnded { .. })), "{late:?}");
+        if !ephemeral {
+            Sandbox::remove("reason").await?;
+        }
+    }
+    Ok(())
+}
+
+async fn users() -> Result<()> {
+    let sandbox = sandbox("users").create().await?;
+    let accounts = "echo 'app:x:1234:1234::/srv/app:/bin/ash' >> /etc/passwd; \
+        printf 'app:x:1234:\\nshared:x:2000:root,app\\nother:x:2001:app\\n' >> /etc/group";
+    ensure!(sandbox.shell(accounts).await?.status().success);
+    let script =
+        "id -u; id -g; id -G; echo $HOME $USER $LOGNAME $SHELL; echo $PATH; echo ${TERM-none}";
+    let output = sandbox.shell_with(script, |options| options.user("app")).await?;
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let expected = format!("1234\n1234\n1234 2000 2001\n/srv/app app app /bin/ash\n{path}\nnone\n");
+    ensure!(output.stdout()? == expected, "{output:?}");
+    for (user, expected) in [("4321", "4321 0 0\n"), ("app:shared", "1234 2000 2000\n")] {
+        let script = "echo $(id -u) $(id -g) $(id -G)";
+        let output = sandbox.shell_with(script, |options| options.user(user)).await?;
+        ensure!(output.stdout()? == expected, "{user}: {output:?}");
+    }
     sandbox.stop().await?;
     Ok(())
 }

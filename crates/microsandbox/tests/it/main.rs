@@ -5,6 +5,7 @@
 mod ends;
 mod exec;
 mod lifecycle;
+mod limits;
 
 use std::{
     fs,
@@ -55,7 +56,8 @@ fn run_in_fresh_home() -> Result<ExitCode> {
 }
 
 fn trials() -> Vec<Trial> {
-    [ends::trials(), exec::trials(), lifecycle::trials()].into_iter().flatten().collect()
+    let areas = [ends::trials(), exec::trials(), lifecycle::trials(), limits::trials()];
+    areas.into_iter().flatten().collect()
 }
 
 /// A test that is an async function.
@@ -102,4 +104,12 @@ fn sandbox(name: &str) -> microsandbox::SandboxBuilder {
 /// The directory of a sandbox.
 fn directory(name: &str) -> PathBuf {
     PathBuf::from(env::read(env::MSB_HOME).unwrap_or_default()).join("sandboxes").join(name)
+}
+
+/// How many processes of the sandbox have a command line that contains `text`.
+async fn processes(sandbox: &Sandbox, text: &str) -> Result<usize> {
+    let none: [&str; 0] = [];
+    let list = sandbox.exec("ps", none).await?.stdout()?;
+    ensure!(list.contains("/init"), "no list of processes: {list}");
+    Ok(list.lines().filter(|line| line.contains(text)).count())
 }

@@ -1,0 +1,116 @@
+//! Running a command with the user at the other end: on pipes, or on the terminal.
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use microsandbox::{AttachEnd, ExecOptionsBuilder, Mebibytes, Rlimit, Sandbox};
+
+use crate::{
+    interrupt::Interrupts,
+    report,
+    stream::{self, Ended},
+    values,
+};
+
+/// How a command is connected and bounded: options of `run` and `exec` alike.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Session {
+    /// Pass standard input to the command
+    #[arg(short, long)]
+    interactive: bool,
+    /// Run the command on a terminal; with -i on this one, as -it
+    #[arg(short, long)]
+    tty: bool,
+    /// Keys that leave a terminal session, such as ctrl-p,ctrl-q; "" for none
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-]", requires = "tty")]
+    detach_keys: String,
+    /// Kill the command after this time, such as 30s or 5m
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    timeout: Option<Duration>,
+    /// Limit a resource of each process: nofile=1024 or nofile=SOFT:HARD
+    #[arg(long, value_name = "NAME=LIMIT", value_parser = values::rlimit)]
+    ulimit: Vec<Rlimit>,
+}
+
+/// What a command and its descendants may use of the sandbox.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Limits {
+    /// Memory of the command and its descendants: MiB, or with a unit, such as 64M
+    #[arg(long, value_parser = values::memory)]
+    memory: Option<Mebibytes>,
+    /// Processors of the command and its descendants, such as 0.5
+    #[arg(long)]
+    cpus: Option<f64>,
+    /// Processes of the command and its descendants
+    #[arg(long, value_name = "NUMBER")]
+    pids: Option<u32>,
+}
+
+impl Limits {
+    /// Sets them.
+    pub(crate) fn apply(&self, mut options: ExecOptionsBuilder) -> ExecOptionsBuilder {
+        if let Some(memory) = self.memory {
+            options = options.memory_limit(memory);
+        }
+        if let Some(cpus) = self.cpus {
+            options = options.cpu_limit(cpus);
+        }
+        if let Some(pids) = self.pids {
+            options = options.process_limit(pids);
+        }
+        options
+    }
+}
+
+impl Session {
+    /// Runs the command until it has ended.
+    ///
+    /// A signal reaches the command as [`stream::run`] has it; on the terminal, where keys take that
+    /// part, it ends the session.
+    pub(crate) async fn run(
+        self,
+        sandbox: &Sandbox,
+        program: String,
+        options: impl FnOnce(ExecOptionsBuilder) -> ExecOptionsBuilder,
+        interrupts: &mut Interrupts,
+    ) -> anyhow::Result<Ended> {
+        let (timeout, rlimits, tty) = (self.timeout, self.ulimit, self.tty);
+        let options = move |command| {
+            let mut command = options(command);
+            if let Some(timeout) = timeout {
+                command = command.timeout(timeout);
+            }
+            let limits = rlimits.into_iter();
+            limits.fold(command, |command, Rlimit { resource, soft, hard }| {
+                command.rlimit_range(resource, soft, hard)
+            })
+        };
+        if self.interactive && tty {
+            return on_terminal(sandbox, program, options, self.detach_keys).await;
+        }
+        let handle = sandbox.exec_stream_with(program, |command| {
+            let command = options(command).tty(tty);
+            if self.interactive { command.stdin_pipe() } else { command }
+        });
+        stream::run(handle.await?, interrupts).await
+    }
+}
+
+async fn on_terminal(
+    sandbox: &Sandbox,
+    program: String,
+    options: impl FnOnce(ExecOptionsBuilder) -> ExecOptionsBuilder,
+    detach_keys: String,
+) -> anyhow::Result<Ended> {
+    let session =
+        sandbox.attach_session(program, |attach| attach.command(options).detach_keys(detach_keys));
+    let status = match session.await? {
+        AttachEnd::Exited(status) => Some(status),
+        AttachEnd::Detached => {
+            report::note("detached; the command was hung up");
+            None
+        }
+        other => bail!("the session ended in a way this version does not know: {other:?}"),
+    };
+    Ok(Ended { status, at: Instant::now(), first_output: None })
+}
