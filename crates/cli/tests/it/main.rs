@@ -13,4 +13,5 @@ mod lifecycle;
 mod refusals;
 mod registry;
 mod runs;
+mod store;
 mod terminals;
