@@ -29,6 +29,9 @@ const PACKAGES: &[Package] = &[
     Package { name: "tmux", provides: "tmux" },
 ];
 
+/// Feature with which tests kill processes at a step of their work.
+const STOP_POINTS: &str = "microsandbox/stop-at-step";
+
 /// Debian's registry server. Installing its package starts a service on port 5000, so its program
 /// is taken out of the package instead.
 const REGISTRY: &str = "docker-registry";
@@ -44,7 +47,7 @@ pub(crate) fn run(options: &TestOptions) -> Result<()> {
     }
     let mut arguments = options.arguments.clone();
     if arguments.is_empty() {
-        arguments.push("--workspace".to_owned());
+        arguments.extend(["--workspace", "--features", STOP_POINTS].map(str::to_owned));
     }
     terminal::step(format_args!("cargo test --release {}", arguments.join(" ")));
     let mut cargo = Tool::cargo().args(["test", "--release"]).args(arguments);

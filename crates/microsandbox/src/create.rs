@@ -10,7 +10,7 @@ use std::{
 use microsandbox_db::{Catalogue, NewSandbox, SandboxRow};
 use microsandbox_image::{Image, Progress, PullProgress, Silent, ext4};
 use microsandbox_runtime::{
-    AgentClient, LaunchConfig, SandboxDir, SandboxLock, launch, wire::ExecDefaults,
+    AgentClient, LaunchConfig, SandboxDir, SandboxLock, launch, step, wire::ExecDefaults,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -125,7 +125,9 @@ async fn make(
     let dir = home.sandbox_dir(&config.name)?;
     let lock = claim(&catalogue, &dir, &config.name).await?;
     half_made.dir = Some(dir.clone());
+    step::reached("create.claimed");
     format_upper(&dir, config.upper_bytes()).await?;
+    step::reached("create.formatted");
     let new = NewSandbox {
         name: config.name.clone(),
         config_json: to_json(&config)?,
@@ -137,10 +139,13 @@ async fn make(
     let row = catalogue.insert_sandbox(&new).await?;
     let id = row.id;
     half_made.row = Some((catalogue.clone(), row));
+    step::reached("create.defined");
     let sandbox = boot(&machinery, &image, config, (dir, lock)).await?;
+    step::reached("create.booted");
     if !sandbox.config().ephemeral {
         catalogue.keep_sandbox(id).await?;
     }
+    step::reached("create.kept");
     settle(sandbox, mode).await
 }
 
@@ -162,8 +167,10 @@ pub(crate) async fn start(
     })?;
     let row = catalogue.sandbox(&config.name).await?;
     let row = row.ok_or_else(|| MicrosandboxError::SandboxNotFound(config.name.clone()))?;
+    step::reached("start.locked");
     // This run's records will take the place of the last one's.
     history::keep(&catalogue, &row, &dir, &lock).await?;
+    step::reached("start.remembered");
     settle(boot(&machinery, &image, config, (dir, lock)).await?, mode).await
 }
 
@@ -239,7 +246,10 @@ async fn replace(home: &Home, config: &SandboxConfig) -> MicrosandboxResult<()> 
     match SandboxHandle::find(home, &config.name).await {
         Ok(existing) => {
             existing.stop_within(config.replace_with_timeout).await?;
-            existing.remove().await
+            step::reached("replace.stopped");
+            existing.remove().await?;
+            step::reached("replace.removed");
+            Ok(())
         }
         Err(MicrosandboxError::SandboxNotFound(_)) => Ok(()),
         Err(error) => Err(error),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use microsandbox_runtime::{
-    Error as RuntimeError, ExecStream, ExecUpdate, StdinWriter,
+    Error as RuntimeError, ExecStream, ExecUpdate, StdinWriter, step,
     wire::{self, DEFAULT_WINDOW_BYTES, Exec, ExecExited, Program},
 };
 
@@ -479,6 +479,7 @@ pub(crate) async fn start(
         Some(ExecUpdate::Started { pid }) => Some(ExecEvent::Started { pid }),
         _ => return Err(explain(RuntimeError::Closed { during: "the start of a command" })),
     };
+    step::reached("exec.started");
     let writer = stream.stdin();
     let mut stdin = None;
     match input {

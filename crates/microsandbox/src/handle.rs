@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use chrono::{DateTime, Utc};
 use microsandbox_db::SandboxRow;
-use microsandbox_runtime::{Accel, AgentClient, BootTimes, EndReason, SandboxDir, VmmKind};
+use microsandbox_runtime::{Accel, AgentClient, BootTimes, EndReason, SandboxDir, VmmKind, step};
 
 use crate::{
     MicrosandboxError, MicrosandboxResult, Sandbox, SandboxConfig, SandboxFilter, SandboxStatus,
@@ -64,18 +64,26 @@ impl SandboxHandle {
         home.sandbox_dir(name).map_err(|_| missing())?;
         let catalogue = home.existing_catalogue()?.ok_or_else(missing)?;
         let row = catalogue.sandbox(name).await?.ok_or_else(missing)?;
-        Self::new(home, row)
+        let handle = Self::new(home, row)?;
+        if handle.is_over() { Err(missing()) } else { Ok(handle) }
     }
 
-    /// Removes what an ephemeral sandbox has left behind. Leaves alone what runs again meanwhile.
+    /// An ephemeral sandbox whose run is over is gone; its row goes with the next command.
+    fn is_over(&self) -> bool {
+        self.row.ephemeral && !self.status.is_alive()
+    }
+
+    /// Removes what an ephemeral sandbox has left behind, if it still is there.
     pub(crate) async fn clear_away(home: &Home, name: &str) -> MicrosandboxResult<()> {
-        match Self::find(home, name).await {
-            Ok(handle) if handle.row.ephemeral => match handle.remove().await {
-                Err(MicrosandboxError::SandboxStillRunning(_)) => Ok(()),
-                removed => removed,
-            },
-            Ok(_) | Err(MicrosandboxError::SandboxNotFound(_)) => Ok(()),
-            Err(error) => Err(error),
+        let Some(row) = home.catalogue().await?.sandbox(name).await? else { return Ok(()) };
+        let handle = Self::new(home, row)?;
+        if !handle.is_over() {
+            return Ok(());
+        }
+        match handle.remove().await {
+            // Somebody else is at it.
+            Err(MicrosandboxError::SandboxStillRunning(_)) => Ok(()),
+            removed => removed,
         }
     }
 
@@ -84,9 +92,7 @@ impl SandboxHandle {
         let rows = catalogue.sandboxes(&filter.into_query()).await?;
         let handles: MicrosandboxResult<Vec<Self>> =
             rows.into_iter().map(|row| Self::new(home, row)).collect();
-        // An ephemeral sandbox whose run is over is gone; its row goes with the next command.
-        let gone = |handle: &Self| handle.row.ephemeral && !handle.status.is_alive();
-        Ok(handles?.into_iter().filter(|handle| !gone(handle)).collect())
+        Ok(handles?.into_iter().filter(|handle| !handle.is_over()).collect())
     }
 
     fn new(home: &Home, row: SandboxRow) -> MicrosandboxResult<Self> {
@@ -266,10 +272,12 @@ impl SandboxHandle {
             }
             other => other?,
         };
+        step::reached("remove.locked");
         let catalogue = self.home.catalogue().await?;
         history::keep(&catalogue, &self.row, &self.dir, &lock).await?;
         // The row first: a directory without one is what the next command clears away.
         catalogue.remove_sandbox(self.row.id).await?;
+        step::reached("remove.undefined");
         self.dir.remove(&lock)?;
         Ok(())
     }

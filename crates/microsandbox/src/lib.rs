@@ -62,3 +62,7 @@ pub use microsandbox_runtime::{Accel, BootTimes, EndReason, VmmChoice, VmmKind};
 pub use names::{MAX_HOSTNAME_BYTES, MAX_SANDBOX_NAME_BYTES, validate_sandbox_name};
 pub use sandbox::{Sandbox, SandboxStopResult};
 pub use status::SandboxStatus;
+
+/// Stops this process at a step of a sandbox's life; for tests that kill it there.
+#[cfg(feature = "stop-at-step")]
+pub use microsandbox_runtime::step::stop_at;

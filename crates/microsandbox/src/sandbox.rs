@@ -8,7 +8,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use microsandbox_runtime::{
-    AgentClient, EndReason, Owner, SandboxDir, VmmExit, wire::TerminalSize,
+    AgentClient, EndReason, Owner, SandboxDir, VmmExit, step, wire::TerminalSize,
 };
 
 use crate::{
@@ -272,6 +272,7 @@ impl Sandbox {
         timeout: Duration,
     ) -> MicrosandboxResult<SandboxStopResult> {
         self.inner.link.client.stop(timeout);
+        step::reached("stop.asked");
         ended(&self.inner.link.client, timeout).await?;
         self.conclude().await
     }

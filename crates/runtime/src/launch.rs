@@ -11,6 +11,7 @@ use crate::{
     Error, LaunchConfig, Program, Result, RunRecord, SandboxDir, SandboxLock, handover,
     orders::{DETACH, Progress},
     program::Role,
+    step,
 };
 
 /// A sandbox that takes commands.
@@ -76,7 +77,7 @@ pub async fn launch(
     let supervisor = command.spawn().map_err(failed)?;
     drop(command);
     let hand_over = || {
-        handover::send(&control, config, &[lock.as_fd()])?;
+        handover::send(&control, &(config, step::armed()), &[lock.as_fd()])?;
         control.set_nonblocking(true)
     };
     hand_over().map_err(failed)?;

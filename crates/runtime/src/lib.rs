@@ -23,6 +23,7 @@ mod record;
 mod role;
 mod sandbox_dir;
 mod self_test;
+pub mod step;
 mod supervisor;
 mod sys;
 mod vmm;

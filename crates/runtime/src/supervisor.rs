@@ -24,7 +24,7 @@ use std::{
 
 use nix::sys::stat::{Mode, umask};
 
-use crate::{LaunchConfig, SandboxLock, handover};
+use crate::{LaunchConfig, SandboxLock, handover, step};
 
 /// The role: supervises until the sandbox has ended.
 pub(crate) fn run() -> ExitCode {
@@ -47,7 +47,8 @@ struct Orders {
 
 fn take_orders() -> io::Result<Orders> {
     let control = StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let (config, mut fds): (LaunchConfig, _) = handover::receive(&control)?;
+    let ((config, stop_at), mut fds): ((LaunchConfig, _), _) = handover::receive(&control)?;
+    step::stop_at(stop_at);
     let lock = fds.pop().ok_or_else(|| io::Error::other("the launcher sent no lock"))?;
     // A session of its own: the terminal's signals are for the owner, who then lets go of the
     // control socket. Fails only for a process that leads a session already.

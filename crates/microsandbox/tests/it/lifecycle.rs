@@ -28,7 +28,10 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// Waits for a condition, with a deadline; the processes waited for send this one no event.
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+pub(crate) async fn eventually(
+    what: &str,
+    mut holds: impl AsyncFnMut() -> Result<bool>,
+) -> Result<()> {
     let began = Instant::now();
     while !holds().await? {
         ensure!(began.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
@@ -45,7 +48,7 @@ async fn ends_with(name: &str, expected: SandboxStatus) -> Result<Option<EndReas
 }
 
 /// Ids of the processes whose command line has `name` in it.
-fn processes_of(name: &str) -> Result<Vec<u32>> {
+pub(crate) fn processes_of(name: &str) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse().ok()) else {
@@ -68,7 +71,7 @@ fn record(name: &str) -> Result<String> {
 }
 
 /// A number in the run record; the record's format is documented.
-fn pid_in_record(name: &str, member: &str) -> Result<String> {
+pub(crate) fn pid_in_record(name: &str, member: &str) -> Result<String> {
     let record = record(name)?;
     let line = record.lines().find(|line| line.contains(&format!("\"{member}\"")));
     let digits: String = line.unwrap_or_default().chars().filter(char::is_ascii_digit).collect();

@@ -4,6 +4,8 @@
 
 mod ends;
 mod exec;
+#[cfg(feature = "stop-at-step")]
+mod kills;
 mod lifecycle;
 mod limits;
 
@@ -29,6 +31,10 @@ const IMAGE: &str = "busybox";
 
 fn main() -> Result<ExitCode> {
     microsandbox::reexec::init();
+    #[cfg(feature = "stop-at-step")]
+    if let Some(done) = kills::owner() {
+        return done.map(|()| ExitCode::SUCCESS);
+    }
     let arguments = Arguments::from_args();
     if arguments.list {
         return Ok(libtest_mimic::run(&arguments, trials()).exit_code());
@@ -56,8 +62,15 @@ fn run_in_fresh_home() -> Result<ExitCode> {
 }
 
 fn trials() -> Vec<Trial> {
-    let areas = [ends::trials(), exec::trials(), lifecycle::trials(), limits::trials()];
-    areas.into_iter().flatten().collect()
+    let trials = [
+        ends::trials(),
+        exec::trials(),
+        #[cfg(feature = "stop-at-step")]
+        kills::trials(),
+        lifecycle::trials(),
+        limits::trials(),
+    ];
+    trials.into_iter().flatten().collect()
 }
 
 /// A test that is an async function.

@@ -24,6 +24,7 @@ use crate::{
     link::{FrameReader, FrameSender},
     record::BootTimes,
     self_test::self_test,
+    step,
     vmm::{DiskFormat, DiskSpec, VmFds, VmSpec, process},
 };
 
@@ -104,6 +105,7 @@ pub(super) async fn bring_up(
     let hello = Hello::from_frame(&hello).and_then(|theirs| negotiate(Hello::OURS, theirs));
     hello.map_err(|error| failed(BootStep::Kernel)(error.to_string()))?;
     times.hello_us = elapsed_us(config);
+    step::reached("supervisor.hello");
     let bootstrap =
         bootstrap(config).map_err(|error| failed(BootStep::Kernel)(error.to_string()))?;
     machine.agent.send(Hello::OURS.to_frame());

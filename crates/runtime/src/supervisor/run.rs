@@ -27,6 +27,7 @@ use crate::{
     link::FrameReader,
     orders::{DETACH, Progress},
     record::BootTimes,
+    step,
 };
 
 /// Frames of clients waiting for the owner of the state; a full queue makes clients wait.
@@ -41,11 +42,14 @@ pub(super) async fn run(orders: Orders) -> io::Result<()> {
     let dir = SandboxDir::new(&config.dir);
     let mut masters = Masters::new(control)?;
     let mut record = begin(&config, &dir).map_err(io::Error::other)?;
+    step::reached("supervisor.begun");
     let (end, relay) = live(&config, &dir, &mut record, &mut masters).await;
     tracing::info!(reason = %end.reason, forced = end.forced, "sandbox ended");
     finish(&config, &dir, &end);
+    step::reached("supervisor.recorded");
     // Whoever hears of the end may take the lock at once: it must be free by then.
     drop(lock);
+    step::reached("supervisor.unlocked");
     if record.ready_at.is_none() {
         masters.tell(&Progress::Failed(Box::new(end.clone()))).await;
     }
@@ -110,6 +114,7 @@ async fn live(
         Ok(machine) => machine,
         Err(reason) => return (exit_record(config, reason, String::new()), None),
     };
+    step::reached("supervisor.vmm");
     record.vmm_pid = machine.child.id();
     record.boot.vmm_us = elapsed_us(config);
     let booted = tokio::select! {
@@ -132,6 +137,7 @@ async fn live(
     if let Err(error) = dir.write_run_record(record) {
         tracing::error!(%error, "run record");
     }
+    step::reached("supervisor.ready");
     masters.tell(&Progress::Ready(Box::new(record.clone()))).await;
     let (reason, forced) = session.serve(&mut machine, record, masters).await;
     (machine.end(config, reason, forced).await, Some(session.relay))
@@ -323,6 +329,7 @@ impl<'a> Session<'a> {
         let grace_ms = u32::try_from((timeout / 2).as_millis()).unwrap_or(u32::MAX);
         machine.agent.send(Shutdown { grace_ms }.to_frame(0));
         self.stopping = Some(Stopping { reason, deadline });
+        step::reached("supervisor.stopping");
         record.stopping = true;
         if let Err(error) = self.dir.write_run_record(record) {
             tracing::error!(%error, "run record");

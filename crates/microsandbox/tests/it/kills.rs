@@ -1,0 +1,282 @@
+//! `kill -9` of owner, supervisor and VMM at every step of every operation.
+//!
+//! A process of its own, the owner, does the operation. It, or the supervisor it starts, stops at the
+//! step that the case names; the victim is killed there, and the others go on. Then an ordinary command
+//! must find the sandbox as it was or as it was to be, and after its removal nothing may be left.
+
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use libtest_mimic::Trial;
+use microsandbox::{MicrosandboxError, Sandbox, SandboxHandle, env};
+
+use tokio::time::timeout;
+
+use crate::{
+    directory,
+    lifecycle::{eventually, pid_in_record, processes_of},
+    runtime, sandbox,
+};
+
+/// Longest wait for an end.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Set in an owner: operation, name and step.
+const MSB_TEST_OWNER: &str = "MSB_TEST_OWNER";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Owner,
+    Supervisor,
+    Vmm,
+}
+
+/// What an ordinary command finds afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// No sandbox of that name.
+    Nothing,
+    /// The sandbox with all that was in it.
+    Sandbox,
+    /// One of the two: what is killed and who hears of it first is a race.
+    Either,
+}
+
+use Found::{Either, Nothing, Sandbox as Kept};
+use Victim::{Owner, Supervisor, Vmm};
+
+/// Operation, step, and what is found after the death of each victim.
+type Case = (&'static str, &'static str, &'static [(Victim, Found)]);
+
+const CASES: &[Case] = &[
+    ("create", "create.claimed", &[(Owner, Nothing)]),
+    ("create", "create.formatted", &[(Owner, Nothing)]),
+    ("create", "create.defined", &[(Owner, Nothing)]),
+    ("create", "supervisor.begun", &[(Owner, Nothing), (Supervisor, Nothing)]),
+    ("create", "supervisor.vmm", &[(Owner, Nothing), (Supervisor, Nothing), (Vmm, Nothing)]),
+    ("create", "supervisor.hello", &[(Owner, Nothing), (Supervisor, Nothing), (Vmm, Nothing)]),
+    ("create", "supervisor.ready", &[(Owner, Nothing), (Supervisor, Nothing), (Vmm, Either)]),
+    ("create", "create.booted", &[(Owner, Nothing), (Supervisor, Kept), (Vmm, Kept)]),
+    ("create", "create.kept", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
+    ("start", "start.locked", &[(Owner, Kept)]),
+    ("start", "start.remembered", &[(Owner, Kept)]),
+    ("start", "supervisor.begun", &[(Owner, Kept), (Supervisor, Kept)]),
+    ("start", "supervisor.vmm", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
+    ("start", "supervisor.hello", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
+    ("start", "supervisor.ready", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
+    ("exec", "exec.started", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
+    ("stop", "stop.asked", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
+    ("cycle", "supervisor.stopping", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
+    ("cycle", "supervisor.recorded", &[(Owner, Kept), (Supervisor, Kept)]),
+    ("cycle", "supervisor.unlocked", &[(Owner, Kept), (Supervisor, Kept)]),
+    ("replace", "replace.stopped", &[(Owner, Kept)]),
+    ("replace", "replace.removed", &[(Owner, Nothing)]),
+    ("remove", "remove.locked", &[(Owner, Kept)]),
+    ("remove", "remove.undefined", &[(Owner, Nothing)]),
+];
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let trial = |(operation, step, deaths): &'static Case| {
+        Trial::test(format!("kills::{operation}_at_{step}"), move || {
+            runtime()
+                .block_on(survive_all(operation, step, deaths))
+                .map_err(|error| format!("{error:?}").into())
+        })
+    };
+    CASES.iter().map(trial).collect()
+}
+
+async fn survive_all(operation: &str, step: &str, deaths: &[(Victim, Found)]) -> Result<()> {
+    for &(victim, found) in deaths {
+        let name = format!("{operation}-{step}-{victim:?}").replace('.', "-").to_lowercase();
+        survive(operation, &name, step, victim, found)
+            .await
+            .with_context(|| format!("{victim:?} killed"))?;
+    }
+    Ok(())
+}
+
+async fn survive(
+    operation: &str,
+    name: &str,
+    step: &str,
+    victim: Victim,
+    found: Found,
+) -> Result<()> {
+    set_up(operation, name).await?;
+    let owner = Command::new(std::env::current_exe()?)
+        .env(MSB_TEST_OWNER, format!("{operation} {name} {step}"))
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut owner = Guard { owner, name };
+    let owner = &mut owner.owner;
+    let stopped = stopped_process(owner, name).await?;
+    let killed = match victim {
+        Owner => owner.id(),
+        Supervisor => supervisor(name)?,
+        Vmm => only_child(supervisor(name)?)?,
+    };
+    signal("KILL", killed)?;
+    if killed != stopped {
+        signal("CONT", stopped)?;
+    }
+    // It may fail, and say so; what it must not do is to hang.
+    eventually("the end of the owner", async || Ok(owner.try_wait()?.is_some())).await?;
+    match (operation, victim) {
+        // It goes on for whoever comes next.
+        ("exec", Owner) => {}
+        // Whether it had asked is not known; asking again is what one does.
+        ("stop", Owner) => Sandbox::get(name).await?.stop().await?,
+        _ => {
+            if let Some(ending) = find(name).await? {
+                let ended = timeout(DEADLINE, ending.wait_until_stopped()).await;
+                ended.context("wait for its end")??;
+            }
+        }
+    }
+    let has_data = operation != "create";
+    if found == Nothing {
+        // The next command of another test may be at it, and holds it meanwhile.
+        eventually("nothing", async || Ok(find(name).await?.is_none())).await?;
+    }
+    match (find(name).await?, found) {
+        (None, Nothing | Either) => {
+            let fresh = sandbox(name).create().await.context("create it")?;
+            ensure!(fresh.shell("echo fresh").await?.stdout()? == "fresh\n");
+        }
+        (Some(handle), Kept | Either) => use_again(&handle, has_data).await?,
+        (handle, _) => bail!("found {handle:?}"),
+    }
+    clear_away(name).await
+}
+
+/// Ends the processes of a test that fails: one that is stopped would stay for good.
+struct Guard<'a> {
+    owner: Child,
+    name: &'a str,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        let _gone = self.owner.kill();
+        let _reaped = self.owner.wait();
+        for pid in processes_of(self.name).unwrap_or_default() {
+            let _gone = signal("KILL", pid);
+        }
+    }
+}
+
+/// What the operation needs: a sandbox with something in it, running where it must.
+async fn set_up(operation: &str, name: &str) -> Result<()> {
+    if operation == "create" {
+        return Ok(());
+    }
+    let first = sandbox(name).create().await?;
+    ensure!(first.shell("echo kept > /root/kept").await?.status().success);
+    first.stop().await?;
+    if matches!(operation, "exec" | "stop" | "replace") {
+        Sandbox::start_detached(name).await?;
+    }
+    Ok(())
+}
+
+/// The owner's part: does the operation, and stops at the step.
+pub(crate) fn owner() -> Option<Result<()>> {
+    let orders = env::read_text(MSB_TEST_OWNER)?;
+    let orders: Vec<&str> = orders.split(' ').collect();
+    let [operation, name, step] = orders[..] else { return Some(Ok(())) };
+    microsandbox::stop_at(Some(step.to_owned()));
+    Some(runtime().block_on(operate(operation, name)))
+}
+
+async fn operate(operation: &str, name: &str) -> Result<()> {
+    match operation {
+        "create" => drop(sandbox(name).create().await?),
+        "start" => drop(Sandbox::start(name).await?),
+        "cycle" => Sandbox::start(name).await?.stop().await?,
+        "exec" => {
+            let connected = Sandbox::get(name).await?.connect().await?;
+            connected.shell("sleep 1").await?;
+        }
+        "stop" => Sandbox::get(name).await?.connect().await?.stop().await?,
+        "replace" => drop(sandbox(name).replace().create().await?),
+        "remove" => Sandbox::remove(name).await?,
+        other => bail!("no operation is called {other}"),
+    }
+    Ok(())
+}
+
+/// The process that has stopped at its step: the owner or the supervisor.
+async fn stopped_process(owner: &mut Child, name: &str) -> Result<u32> {
+    let mut stopped = None;
+    eventually("a process at its step", async || {
+        ensure!(owner.try_wait()?.is_none(), "the operation ended before its step");
+        let candidates = [Some(owner.id()), supervisor(name).ok()];
+        stopped = candidates.into_iter().flatten().find(|pid| is_stopped(*pid));
+        Ok(stopped.is_some())
+    })
+    .await?;
+    stopped.context("a process at its step")
+}
+
+/// The supervisor of the run that is on record.
+fn supervisor(name: &str) -> Result<u32> {
+    Ok(pid_in_record(name, "pid")?.parse()?)
+}
+
+/// Whether a process is stopped by a signal (`proc_pid_stat(5)`, third member).
+fn is_stopped(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, members)| members.starts_with('T'))
+}
+
+/// The VMM: the one child of its supervisor, whichever thread of that started it.
+fn only_child(pid: u32) -> Result<u32> {
+    let mut children = String::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        children += &fs::read_to_string(thread?.path().join("children"))?;
+    }
+    children.trim().parse().with_context(|| format!("one child: {children:?}"))
+}
+
+fn signal(signal: &str, pid: u32) -> Result<()> {
+    let status = Command::new("kill").args(["-s", signal, &pid.to_string()]).status()?;
+    ensure!(status.success(), "kill -s {signal} {pid}");
+    Ok(())
+}
+
+async fn find(name: &str) -> Result<Option<SandboxHandle>> {
+    match Sandbox::get(name).await {
+        Ok(handle) => Ok(Some(handle)),
+        Err(MicrosandboxError::SandboxNotFound(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn use_again(handle: &SandboxHandle, has_data: bool) -> Result<()> {
+    let sandbox = match handle.connect().await {
+        Ok(running) => running,
+        Err(MicrosandboxError::SandboxNotRunning { .. }) => {
+            handle.start().await.context("start it")?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if has_data {
+        ensure!(sandbox.shell("cat /root/kept").await?.stdout()? == "kept\n");
+    }
+    Ok(sandbox.stop().await?)
+}
+
+/// Removes the sandbox, and looks for what is left.
+async fn clear_away(name: &str) -> Result<()> {
+    let handle = Sandbox::get(name).await?;
+    handle.stop().await?;
+    handle.remove().await?;
+    ensure!(find(name).await?.is_none(), "a row is left");
+    ensure!(!directory(name).exists(), "its directory is left");
+    eventually("no process", async || Ok(processes_of(name)?.is_empty())).await
+}
