@@ -13,9 +13,12 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use microsandbox::{MicrosandboxError, Sandbox, SandboxHandle, env};
-
 use tokio::time::timeout;
 
+use self::{
+    Found::{Either, Nothing, Sandbox as Kept},
+    Victim::{Owner, Supervisor, Vmm},
+};
 use crate::{
     directory,
     lifecycle::{eventually, pid_in_record, processes_of},
@@ -45,9 +48,6 @@ enum Found {
     /// One of the two: what is killed and who hears of it first is a race.
     Either,
 }
-
-use Found::{Either, Nothing, Sandbox as Kept};
-use Victim::{Owner, Supervisor, Vmm};
 
 /// Operation, step, and what is found after the death of each victim.
 type Case = (&'static str, &'static str, &'static [(Victim, Found)]);
