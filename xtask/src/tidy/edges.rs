@@ -8,8 +8,12 @@ use super::Fault;
 
 /// Every edge there may be; a new one needs a decision record.
 const EDGES: &[(&str, &[&str])] = &[
-    ("microsandbox", &["microsandbox-db", "microsandbox-image", "microsandbox-runtime"]),
-    ("microsandbox-agent", &["microsandbox-protocol"]),
+    (
+        "microsandbox",
+        &["microsandbox-archive", "microsandbox-db", "microsandbox-image", "microsandbox-runtime"],
+    ),
+    ("microsandbox-agent", &["microsandbox-archive", "microsandbox-protocol"]),
+    ("microsandbox-archive", &[]),
     ("microsandbox-cli", &["microsandbox"]),
     ("microsandbox-db", &["microsandbox-migration"]),
     ("microsandbox-image", &[]),
