@@ -21,6 +21,9 @@ pub enum Error {
         #[source]
         errno: Errno,
     },
+    /// A file operation failed; its process has told the client how.
+    #[error("do a file operation")]
+    FileOperation,
     /// No virtio-console port has the agent's name.
     #[error("find a virtio-console port named {name:?} within {waited_ms} ms")]
     FindPort {

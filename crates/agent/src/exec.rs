@@ -21,8 +21,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use microsandbox_protocol::{
-    Credit, Exec, ExecDefaults, ExecFailed, ExecFailure, ExecLimits, ExecStarted, Frame, Kill,
-    Kind, LimitedExec, Message, Resize, StdinMode, StreamId, Unsupported,
+    Credit, Exec, ExecDefaults, ExecFailed, ExecFailure, ExecLimits, ExecStarted, FileCall, Frame,
+    Kill, Kind, LimitedExec, Message, Resize, StdinMode, StreamId, TerminalSize, Unsupported,
 };
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -136,6 +136,7 @@ impl Engine {
                     Exec::from_frame(&frame).map(|exec| (exec, ExecLimits::default())),
                 );
             }
+            Kind::FileCall => self.file_call(&frame),
             Kind::LimitedExec => {
                 let limited = LimitedExec::from_frame(&frame);
                 self.exec(stream, limited.map(|LimitedExec { exec, limits }| (exec, limits)));
@@ -204,22 +205,57 @@ impl Engine {
         }
     }
 
+    /// A file operation is a command: another process, whose hanging or end harms nobody else.
+    fn file_call(self: &Rc<Self>, frame: &Frame) {
+        let stream = frame.stream;
+        if self.streams.borrow().contains_key(&stream) {
+            return;
+        }
+        let Ok(call) = FileCall::from_frame(frame) else {
+            // An operation of a later generation.
+            return self.outbox.control(stream, &Unsupported { kind: frame.kind });
+        };
+        let terms = Terms {
+            limits: ExecLimits::default(),
+            stdin: StdinMode::Pipe,
+            size: None,
+            window: call.window,
+            timeout: None,
+            changes_user: self.ground.is_root,
+        };
+        let plan = Plan::of_agent(crate::role::FILES, &call.to_argument());
+        match plan.and_then(|plan| self.launch(stream, &plan, terms)) {
+            Ok(start) => self.begin(start),
+            Err(failed) => self.outbox.control(stream, &failed),
+        }
+    }
+
     fn start(&self, stream: StreamId, exec: Exec, limits: ExecLimits) -> Result<Start, ExecFailed> {
+        let terms = Terms {
+            limits,
+            stdin: exec.stdin,
+            size: exec.terminal,
+            window: exec.window,
+            timeout: exec.timeout_ms.map(Duration::from_millis),
+            // Without the right to, a command that names no user runs as whoever the agent is.
+            changes_user: self.ground.is_root || exec.user.is_some(),
+        };
+        let plan = Plan::new(exec, &self.ground.defaults, Path::new("/etc"))?;
+        self.launch(stream, &plan, terms)
+    }
+
+    fn launch(&self, stream: StreamId, plan: &Plan, terms: Terms) -> Result<Start, ExecFailed> {
         if self.stopping.get() {
             let failure = ExecFailure::ShuttingDown;
             return Err(ExecFailed { failure, errno: 0, object: String::new() });
         }
-        let (stdin, size, window) = (exec.stdin, exec.terminal, exec.window);
-        let timeout = exec.timeout_ms.map(Duration::from_millis);
-        // Without the right to, a command that names no user runs as whoever the agent is.
-        let changes_user = self.ground.is_root || exec.user.is_some();
-        let plan = Plan::new(exec, &self.ground.defaults, Path::new("/etc"))?;
+        let Terms { limits, stdin, size, window, timeout, changes_user } = terms;
         let (ours, theirs) = match size {
             Some(size) => stdio::terminal(size).map_err(|error| no_terminal(&error))?,
             None => stdio::pipes(stdin).map_err(|error| no_resources(&error, "pipes"))?,
         };
         if plan.user.identity.uid != 0 {
-            theirs.give_to(plan.user.identity.uid).map_err(|errno| no_user(errno, &plan))?;
+            theirs.give_to(plan.user.identity.uid).map_err(|errno| no_user(errno, plan))?;
         }
         let cgroup = self.cgroup(limits)?;
         let image = match &plan.program {
@@ -286,6 +322,17 @@ impl Engine {
         let task = task.abort_handle();
         self.streams.borrow_mut().insert(stream, Stream { session, task });
     }
+}
+
+/// What a command gets beside its plan.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    limits: ExecLimits,
+    stdin: StdinMode,
+    size: Option<TerminalSize>,
+    window: u32,
+    timeout: Option<Duration>,
+    changes_user: bool,
 }
 
 /// A command that runs and whose session has not begun.

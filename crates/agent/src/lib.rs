@@ -1,6 +1,6 @@
 //! The agent: PID 1 of a sandbox. It boots the guest, runs commands for the host, and ends the machine.
 //!
-//! It knows guest system calls: mounts, processes, cgroups. It speaks
+//! It knows guest system calls: mounts, processes, cgroups, files. It speaks
 //! [`microsandbox_protocol`] over a virtio-console port and nothing else; it knows no SQL, no HTTP,
 //! and nothing of the host but its frames. One thread, one event loop; `unsafe` in `sys` alone.
 //!
@@ -9,6 +9,7 @@
 //!                                               │
 //!  run: frames ──▶ exec engine ──▶ sessions ──▶ outbox ──▶ port      (link)
 //!                     │ clone3        │ pipes, terminal, credit
+//!                     │               └─ `agentd files`: a file operation is a command, too
 //!                     └─ cgroup       └─ reaper: the end of every child
 //! ```
 //!
@@ -21,6 +22,7 @@ mod console;
 mod error;
 mod exec;
 mod fd;
+mod files;
 mod init;
 mod link;
 mod port;
@@ -40,14 +42,16 @@ pub use role::Role;
 /// What ended it early; PID 1 has told it on the console and does not come back from a machine that
 /// can restart.
 pub fn run(role: Role) -> Result<(), Error> {
-    if role == Role::SelfTest {
-        return Ok(());
+    match role {
+        Role::SelfTest => return Ok(()),
+        Role::Files => return files::run(std::env::args_os().nth(2)),
+        Role::Init | Role::Serve => {}
     }
     sys::process::close_inherited_on_exec().map_err(|errno| Error::Runtime(errno.into()))?;
     sys::process::set_signals().map_err(|errno| Error::Runtime(errno.into()))?;
     match role {
         Role::Init => init::init(),
         Role::Serve => serve::serve(),
-        Role::SelfTest => Ok(()),
+        Role::Files | Role::SelfTest => Ok(()),
     }
 }

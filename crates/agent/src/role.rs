@@ -1,9 +1,13 @@
-//! What this binary is: PID 1, a test of itself, or the exec engine of an ordinary process.
+//! What this binary is: PID 1, a file operation, a test of itself, or the exec engine of an ordinary
+//! process.
 
 use std::ffi::{CStr, OsStr};
 
 /// Argument of a process that shows that the agent's own file can be executed: it exits with 0.
 pub(crate) const SELF_TEST: &CStr = c"self-test";
+
+/// First argument of a process that does one file operation; the second one says which.
+pub(crate) const FILES: &CStr = c"files";
 
 /// Argument of a process that runs commands for whoever holds the other end of its standard input.
 const SERVE: &str = "serve";
@@ -14,6 +18,8 @@ const SERVE: &str = "serve";
 pub enum Role {
     /// PID 1 of a guest. Its arguments come from the kernel command line and mean nothing.
     Init,
+    /// Does one file operation, given by the second argument.
+    Files,
     /// Shows that a program can be executed.
     SelfTest,
     /// Runs commands for a connected socket, standard input, without being PID 1: for tests, and to
@@ -28,6 +34,7 @@ impl Role {
         match pid {
             1 => Some(Self::Init),
             _ if argument.as_encoded_bytes() == SELF_TEST.to_bytes() => Some(Self::SelfTest),
+            _ if argument.as_encoded_bytes() == FILES.to_bytes() => Some(Self::Files),
             _ if argument == SERVE => Some(Self::Serve),
             _ => None,
         }
@@ -44,6 +51,7 @@ mod tests {
             (1, None, Some(Role::Init)),
             (1, Some("serve"), Some(Role::Init)),
             (2, Some("self-test"), Some(Role::SelfTest)),
+            (2, Some("files"), Some(Role::Files)),
             (2, Some("serve"), Some(Role::Serve)),
             (2, Some("other"), None),
             (2, None, None),

@@ -28,6 +28,9 @@ pub enum MicrosandboxError {
         /// What stopped it.
         err: Box<BootError>,
     },
+    /// Files could not be copied: the host's side of it.
+    #[error(transparent)]
+    Copy(microsandbox_archive::Error),
     /// The catalogue of sandboxes could not be used.
     #[error(transparent)]
     Database(microsandbox_db::Error),
@@ -69,6 +72,12 @@ pub enum MicrosandboxError {
     /// A process of a sandbox could not be started or reached.
     #[error(transparent)]
     Runtime(microsandbox_runtime::Error),
+    /// A sandbox has no job of that number, or has it no more.
+    #[error("the sandbox has no job {0}")]
+    JobNotFound(u64),
+    /// A file operation in the sandbox failed.
+    #[error(transparent)]
+    SandboxFs(FsError),
     /// A sandbox of that name exists.
     #[error(
         "sandbox '{0}' already exists; remove it, start the stopped sandbox, or recreate with .replace()"
@@ -131,6 +140,7 @@ impl MicrosandboxError {
             ),
             Self::Runtime(source) => source.hint(),
             Self::SandboxAlreadyExists(name) => Some(format!("msb rm {name}")),
+            Self::JobNotFound(_) => Some("`msb jobs ls NAME` shows those there are".into()),
             Self::SandboxBusy(_) => Some("wait for it to finish, then try again".into()),
             Self::SandboxNotFound(_) => Some("`msb ls` shows the sandboxes there are".into()),
             Self::SandboxNotRunning { name, .. } => Some(format!("msb start {name}")),
@@ -160,6 +170,10 @@ impl From<microsandbox_runtime::Error> for MicrosandboxError {
             microsandbox_runtime::Error::Exec { program, failed } => {
                 Self::ExecFailed(ExecFailed::new(&program, &failed))
             }
+            microsandbox_runtime::Error::FileCall { ref failed } => {
+                Self::SandboxFs(FsError::new(failed, error.to_string()))
+            }
+            microsandbox_runtime::Error::UnknownJob { id } => Self::JobNotFound(id),
             other => Self::Runtime(other),
         }
     }
@@ -277,5 +291,40 @@ impl ExecFailed {
             Failure::PermissionDenied | Failure::NotExecutable => 126,
             _ => 125,
         }
+    }
+}
+
+/// Why a file operation in a sandbox failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct FsError {
+    /// What was wrong.
+    pub kind: microsandbox_runtime::wire::FileFailure,
+    /// Error number of the guest kernel, if it reported one.
+    pub errno: Option<i32>,
+    /// What was being done.
+    pub action: String,
+    /// What it was done with, in the guest.
+    pub path: PathBuf,
+    /// All of it as one sentence.
+    pub message: String,
+}
+
+impl FsError {
+    fn new(failed: &microsandbox_runtime::wire::FileFailed, message: String) -> Self {
+        use std::os::unix::ffi::OsStrExt;
+        Self {
+            kind: failed.failure,
+            errno: (failed.errno != 0).then_some(failed.errno),
+            action: failed.action.clone(),
+            path: std::ffi::OsStr::from_bytes(&failed.path).into(),
+            message,
+        }
+    }
+
+    /// The error number as the standard library names it.
+    pub fn io_kind(&self) -> std::io::ErrorKind {
+        let errno = self.errno.map(std::io::Error::from_raw_os_error);
+        errno.map_or(std::io::ErrorKind::Other, |error| error.kind())
     }
 }

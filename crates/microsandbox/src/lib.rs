@@ -22,6 +22,7 @@
 pub mod doctor;
 pub mod env;
 pub mod exec;
+pub mod fs;
 pub mod image;
 pub mod reexec;
 
@@ -49,14 +50,21 @@ pub use config::{
     SizeExt,
 };
 pub use create::PullProgressHandle;
-pub use error::{BootError, BootErrorStage, ExecFailed, MicrosandboxError, MicrosandboxResult};
+pub use error::{
+    BootError, BootErrorStage, ExecFailed, FsError, MicrosandboxError, MicrosandboxResult,
+};
 pub use exec::{
     ExecEvent, ExecHandle, ExecLimits, ExecOptionsBuilder, ExecOutput, ExecSink, ExitStatus,
     Rlimit, RlimitResource, StdinMode,
 };
 pub use filter::SandboxFilter;
+pub use fs::{
+    FsCopyOptions, FsEntry, FsEntryKind, FsMetadata, FsReadStream, FsSetAttrs, FsWriteSink,
+    SandboxFs,
+};
 pub use handle::{LogSource, RunInfo, SandboxHandle};
 pub use history::PastRun;
+pub use microsandbox_archive::Error as ArchiveError;
 pub use microsandbox_image::{Progress, PullProgress, Reference};
 pub use microsandbox_runtime::{Accel, BootTimes, EndReason, VmmChoice, VmmKind};
 pub use names::{MAX_HOSTNAME_BYTES, MAX_SANDBOX_NAME_BYTES, validate_sandbox_name};

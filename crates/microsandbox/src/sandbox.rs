@@ -13,8 +13,8 @@ use microsandbox_runtime::{
 
 use crate::{
     AttachEnd, AttachOptionsBuilder, ExecHandle, ExecOptionsBuilder, ExecOutput, MicrosandboxError,
-    MicrosandboxResult, SandboxBuilder, SandboxConfig, SandboxFilter, SandboxHandle, SandboxStatus,
-    attach,
+    MicrosandboxResult, SandboxBuilder, SandboxConfig, SandboxFilter, SandboxFs, SandboxHandle,
+    SandboxStatus, attach,
     config::STOP_TIMEOUT,
     create::{self, Mode, PullProgressHandle},
     exec::{self, ExecOptions},
@@ -325,6 +325,11 @@ impl Sandbox {
             SandboxHandle::clear_away(&home, self.name()).await?;
         }
         Ok(result)
+    }
+
+    /// Its files.
+    pub fn fs(&self) -> SandboxFs<'_> {
+        SandboxFs::new(&self.inner.link)
     }
 
     /// Runs a command and collects its output.

@@ -27,7 +27,7 @@ macro_rules! kinds {
     };
 }
 
-// Order is numerical: link, life, control of streams, bulk, relay.
+// Order is numerical: link, life, control of streams, bulk, relay, files, jobs.
 kinds! {
     /// First frame of each end: [`crate::Hello`], a fixed layout.
     Hello = 1,
@@ -82,6 +82,20 @@ kinds! {
     Stop = 49,
     /// Relay to client on stream 0, last frame: the sandbox has ended, [`crate::Ended`].
     Ended = 50,
+
+    /// Client to agent, opens a stream that goes on like a command's: [`crate::FileCall`].
+    FileCall = 64,
+
+    /// Client to agent, opens a stream: [`crate::JobCall`].
+    JobCall = 72,
+    /// What is known of a job, the stream is over: [`crate::JobInfo`].
+    JobInfo = 73,
+    /// Every job there is, the stream is over: [`crate::Jobs`].
+    Jobs = 74,
+    /// Agent to client, among output: some of it is missing, [`crate::JobGap`].
+    JobGap = 75,
+    /// There is no such job, the stream is over: [`crate::JobUnknown`].
+    JobUnknown = 76,
 }
 
 impl Kind {

@@ -18,8 +18,10 @@ mod control;
 mod credit;
 mod error;
 mod exec;
+mod file;
 mod frame;
 mod hello;
+mod job;
 mod kind;
 mod message;
 
@@ -34,13 +36,22 @@ pub use exec::{
     Exec, ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus, LimitedExec,
     Program, Resize, Rlimit, RlimitResource, Signal, StdinClosed, StdinMode, TerminalSize, Usage,
 };
+pub use file::{
+    BadRecord, FileAttributes, FileCall, FileEntry, FileFailed, FileFailure, FileKind,
+    FileMetadata, FileOperation, MAX_NAME_LEN, MAX_PATH_LEN, MAX_RECORD_LEN, PathBytes,
+    RecordDecoder, WriteMode, to_record,
+};
 pub use frame::{
     DEFAULT_WINDOW_BYTES, FLAG_END, Frame, FrameDecoder, HEADER_LEN, MAX_BODY_LEN, MAX_BULK_LEN,
     MAX_FRAME_LEN, StreamId,
 };
 pub use hello::{GENERATION, GENERATION_OLDEST, Hello, negotiate};
+pub use job::{
+    FINISHED_JOBS, JOB_COMMAND_BYTES, JOB_OUTPUT_BYTES, JOBS_OUTPUT_BYTES, JobCall, JobEnd, JobGap,
+    JobId, JobInfo, JobOperation, JobUnknown, Jobs, RUNNING_JOBS,
+};
 pub use kind::Kind;
-pub use message::Message;
+pub use message::{Message, opening_window};
 
 /// Name of the virtio-console port that carries this protocol.
 ///

@@ -62,6 +62,12 @@ message!(
     ExecExited,
     ExecFailed,
     ExecStarted,
+    FileCall,
+    JobCall,
+    JobGap,
+    JobInfo,
+    JobUnknown,
+    Jobs,
     Kill,
     LimitedExec,
     Ping,
@@ -76,6 +82,22 @@ message!(
     Unsupported,
     Welcome,
 );
+
+/// The window that a frame which opens a file or job stream begins with.
+///
+/// It is found whatever follows it, so that a relay passes on operations it has never heard of.
+///
+/// # Errors
+/// [`Error::DecodeBody`].
+pub fn opening_window(frame: &Frame) -> Result<u32, Error> {
+    let kind = Kind::from_byte(frame.kind).unwrap_or(Kind::FileCall);
+    let decoded = postcard::take_from_bytes::<u32>(&frame.body);
+    decoded.map(|(window, _)| window).map_err(|source| Error::DecodeBody {
+        kind,
+        len: frame.body.len(),
+        source,
+    })
+}
 
 impl Frame {
     /// A bulk frame with `bytes` as its body.

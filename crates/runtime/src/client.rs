@@ -1,5 +1,8 @@
 //! The client end of a sandbox's relay: one connection, many commands.
 
+pub(crate) mod files;
+pub(crate) mod jobs;
+
 use std::{
     collections::{HashMap, hash_map::Entry},
     os::unix::net::UnixStream as StdUnixStream,
@@ -123,7 +126,7 @@ impl AgentClient {
     /// # Errors
     /// [`Error::TooLong`] before anything is sent; [`Error::Closed`] when the sandbox has ended.
     pub fn exec(&self, exec: &Exec) -> Result<ExecStream> {
-        self.open(exec, exec)
+        self.open(exec, program_name(exec), exec.window)
     }
 
     /// As [`AgentClient::exec`], within limits.
@@ -131,10 +134,11 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::exec`]; an agent that knows no limits refuses through the stream.
     pub fn exec_limited(&self, limited: &LimitedExec) -> Result<ExecStream> {
-        self.open(limited, &limited.exec)
+        self.open(limited, program_name(&limited.exec), limited.exec.window)
     }
 
-    fn open(&self, request: &impl Message, exec: &Exec) -> Result<ExecStream> {
+    /// Opens a stream with `request`; `program` names it in errors.
+    fn open(&self, request: &impl Message, program: String, window: u32) -> Result<ExecStream> {
         if !request.fits() {
             return Err(Error::TooLong { limit: MAX_BODY_LEN });
         }
@@ -149,14 +153,11 @@ impl AgentClient {
         self.shared.sender.send(request.to_frame(id));
         Ok(ExecStream {
             id,
-            program: match &exec.program {
-                Program::Path(path) => path.clone(),
-                Program::SelfTest => "self test".into(),
-            },
+            program,
             client: self.clone(),
             stdin,
             received,
-            window: ReceiveWindow::new(exec.window),
+            window: ReceiveWindow::new(window),
             ended: false,
         })
     }
@@ -195,6 +196,14 @@ impl AgentClient {
         let mut open = self.shared.open.clone();
         // An error means that the sender is gone, and with it the connection.
         let _gone = open.wait_for(|open| !open).await;
+    }
+}
+
+/// What a command is called in errors.
+fn program_name(exec: &Exec) -> String {
+    match &exec.program {
+        Program::Path(path) => path.clone(),
+        Program::SelfTest => "self test".into(),
     }
 }
 
@@ -260,7 +269,14 @@ async fn dispatch(
                 }
             }
             Some(Kind::StdinClosed) => route.stdin.close(),
-            Some(Kind::ExecExited | Kind::ExecFailed | Kind::Unsupported) => {
+            Some(
+                Kind::ExecExited
+                | Kind::ExecFailed
+                | Kind::JobInfo
+                | Kind::Jobs
+                | Kind::JobUnknown
+                | Kind::Unsupported,
+            ) => {
                 route.stdin.close();
                 ended = true;
             }
@@ -329,16 +345,21 @@ impl ExecStream {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn next(&mut self) -> Result<Option<ExecUpdate>> {
-        while !self.ended {
-            let Some(frame) = self.received.recv().await else {
-                self.ended = true;
-                return Err(Error::Closed { during: "a command" });
-            };
+        while let Some(frame) = self.next_frame().await? {
             if let Some(update) = self.interpret(frame)? {
                 return Ok(Some(update));
             }
         }
         Ok(None)
+    }
+
+    async fn next_frame(&mut self) -> Result<Option<Frame>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let frame = self.received.recv().await;
+        self.ended = frame.is_none();
+        frame.map(Some).ok_or(Error::Closed { during: "a command" })
     }
 
     fn interpret(&mut self, frame: Frame) -> Result<Option<ExecUpdate>> {

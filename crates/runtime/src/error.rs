@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use microsandbox_protocol::ExecFailed;
+use microsandbox_protocol::{ExecFailed, FileFailed, FileFailure};
 
 use crate::{ExitRecord, VmmKind};
 
@@ -43,6 +43,20 @@ pub enum Error {
         program: String,
         /// What the agent reported.
         failed: ExecFailed,
+    },
+    /// A file operation in the guest failed.
+    #[error("{}", explain(.failed))]
+    FileCall {
+        /// What the agent reported.
+        failed: FileFailed,
+    },
+    /// The process in the guest that did a file operation ended before it had answered.
+    #[error("do a file operation in the guest: its process ended with {code}{}", told(.message))]
+    FileProcess {
+        /// Its exit code, or 128 and the number of a signal.
+        code: i32,
+        /// What it said.
+        message: String,
     },
     /// A file of the sandbox could not be read or written.
     #[error("{action} {}", path.display())]
@@ -86,6 +100,12 @@ pub enum Error {
         /// What it got wrong.
         #[source]
         source: microsandbox_protocol::Error,
+    },
+    /// There is no such job, or none any more.
+    #[error("find job {id}: the sandbox has no such job")]
+    UnknownJob {
+        /// Its number.
+        id: u64,
     },
     /// The command's arguments and environment do not fit one frame.
     #[error("send the command: arguments and environment exceed {limit} bytes")]
@@ -155,5 +175,30 @@ impl Error {
 
     pub(crate) fn system(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { action, source }
+    }
+}
+
+/// What failed, on which path, in one line. Errors of the guest have no source on the host.
+fn explain(failed: &FileFailed) -> String {
+    let FileFailed { failure, errno, action, path } = failed;
+    let path = String::from_utf8_lossy(path);
+    let why = (*errno != 0).then(|| io::Error::from_raw_os_error(*errno).to_string());
+    // "No such file or directory (os error 2)": the number is data, not news.
+    let why = why.map(|why| why.split(" (os error").next().unwrap_or_default().to_owned());
+    let why = why.map_or_else(String::new, |why| format!(": {why}"));
+    match failure {
+        FileFailure::Changed => {
+            format!("{action} {path} in the guest: it became shorter meanwhile")
+        }
+        FileFailure::RefusedMember => format!("unpack {path} in the guest: {action}"),
+        _ if path.is_empty() => format!("{action} in the guest{why}"),
+        _ => format!("{action} {path} in the guest{why}"),
+    }
+}
+
+fn told(message: &str) -> String {
+    match message.trim() {
+        "" => String::new(),
+        message => format!(": {message}"),
     }
 }

@@ -28,7 +28,11 @@ mod supervisor;
 mod sys;
 mod vmm;
 
-pub use client::{AgentClient, ExecStream, ExecUpdate, StdinWriter};
+pub use client::{
+    AgentClient, ExecStream, ExecUpdate, StdinWriter,
+    files::FileStream,
+    jobs::{JobStream, JobUpdate},
+};
 pub use error::{Error, Result};
 pub use launch::{Launched, Owner, launch};
 pub use lock::SandboxLock;

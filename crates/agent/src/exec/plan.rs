@@ -1,6 +1,6 @@
 //! From a request to everything `execve` needs, or to a typed refusal. Nothing is started here.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::path::Path;
 
 use libc::c_int;
@@ -9,7 +9,7 @@ use microsandbox_protocol::{
 };
 use nix::errno::Errno;
 
-use crate::sys::clone::{CStrings, SpawnFailed, Step};
+use crate::sys::clone::{CStrings, Identity, SpawnFailed, Step};
 use crate::users::{Accounts, User};
 
 /// `PATH` of a command whose sandbox has none: Debian's for root, which every distribution fits in.
@@ -17,6 +17,9 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// `TERM` of a command on a terminal: every distribution's database has it, as Docker relies on.
 const DEFAULT_TERM: &str = "xterm";
+
+/// What the agent's own file is called among processes.
+const AGENT: &str = "agentd";
 
 /// User of a command whose sandbox names none.
 const DEFAULT_USER: &str = "root";
@@ -68,7 +71,7 @@ impl Plan {
                 let candidates = candidates(&name, path)?;
                 (name, candidates)
             }
-            Program::SelfTest => ("agentd".to_owned(), Candidates::Agent),
+            Program::SelfTest => (AGENT.to_owned(), Candidates::Agent),
         };
         let mut args = vec![c_string(&name, "program name")?];
         if matches!(program, Candidates::Agent) {
@@ -95,6 +98,34 @@ impl Plan {
                 cwd,
                 user: user_spec,
                 rlimits: exec.rlimits.iter().map(|limit| limit.resource).collect(),
+            },
+        })
+    }
+
+    /// Runs the agent's own file as root, without an environment, with these arguments.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub(crate) fn of_agent(role: &CStr, argument: &str) -> Result<Self, ExecFailed> {
+        let args = vec![
+            c_string(AGENT, "program name")?,
+            role.to_owned(),
+            c_string(argument, "argument")?,
+        ];
+        let identity = Identity { uid: 0, gid: 0, groups: Vec::new() };
+        let nowhere = || b"/".to_vec();
+        Ok(Self {
+            program: Candidates::Agent,
+            args: CStrings::new(args),
+            env: CStrings::new(Vec::new()),
+            cwd: CString::from(c"/"),
+            user: User { identity, name: None, home: nowhere(), shell: nowhere() },
+            rlimits: Vec::new(),
+            names: Names {
+                program: AGENT.to_owned(),
+                cwd: "/".to_owned(),
+                user: DEFAULT_USER.to_owned(),
+                rlimits: Vec::new(),
             },
         })
     }

@@ -13,5 +13,4 @@ mod lifecycle;
 mod refusals;
 mod registry;
 mod runs;
-mod store;
 mod terminals;

@@ -1,7 +1,6 @@
 //! The crate at its boundaries: images made by real tools, judged by other real tools.
 
 mod fidelity;
-mod files;
 mod hostile;
 mod save;
 mod snapshot;

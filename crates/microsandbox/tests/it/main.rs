@@ -4,6 +4,7 @@
 
 mod ends;
 mod exec;
+mod files;
 #[cfg(feature = "stop-at-step")]
 mod kills;
 mod lifecycle;
@@ -65,6 +66,7 @@ fn trials() -> Vec<Trial> {
     let trials = [
         ends::trials(),
         exec::trials(),
+        files::trials(),
         #[cfg(feature = "stop-at-step")]
         kills::trials(),
         lifecycle::trials(),

@@ -8,10 +8,12 @@ use std::fmt::Debug;
 use bytes::Bytes;
 use microsandbox_protocol::{
     BootFailed, BootStage, BootTimings, Bootstrap, Credit, Disk, Ended, Exec, ExecDefaults,
-    ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus, Frame, FrameDecoder,
-    Hello, Kill, Kind, LimitedExec, Message, Ping, Pong, Program, Ready, Resize, Rlimit,
+    ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus, FileAttributes,
+    FileCall, FileEntry, FileFailed, FileFailure, FileKind, FileMetadata, FileOperation, Frame,
+    FrameDecoder, Hello, JobCall, JobEnd, JobGap, JobInfo, JobOperation, JobUnknown, Jobs, Kill,
+    Kind, LimitedExec, Message, PathBytes, Ping, Pong, Program, Ready, Resize, Rlimit,
     RlimitResource, Root, Shutdown, Signal, StdinClosed, StdinMode, Stop, Stopped, TerminalSize,
-    Timestamp, Unsupported, Upper, Usage, Welcome,
+    Timestamp, Unsupported, Upper, Usage, Welcome, WriteMode, to_record,
 };
 
 /// Every kind with the frames that show its body: hexadecimal digits, blanks only for reading.
@@ -154,6 +156,90 @@ const GOLDEN: &[(Kind, &[&str])] = &[
         &["09000000 00000000 32 00 \
              027b7d"],
     ),
+    (
+        Kind::FileCall,
+        &[
+            "10000000 01000000 40 00 \
+             80802000042f65746301",
+            "0c000000 01000000 40 00 \
+             80802001012f",
+            "11000000 01000000 40 00 \
+             80802002022fff0701ac02",
+            "10000000 01000000 40 00 \
+             80802003016600018003",
+            "0e000000 01000000 40 00 \
+             8080200301660200",
+            "0f000000 01000000 40 00 \
+             80802004016401ed03",
+            "0c000000 01000000 40 00 \
+             808020050166",
+            "0d000000 01000000 40 00 \
+             80802006016400",
+            "0e000000 01000000 40 00 \
+             8080200701610162",
+            "0e000000 01000000 40 00 \
+             8080200801610162",
+            "0e000000 01000000 40 00 \
+             808020090174016c",
+            "0c000000 01000000 40 00 \
+             8080200a016c",
+            "1c000000 01000000 40 00 \
+             8080200b01660001ed13010101020103010105010c07",
+            "14000000 01000000 40 00 \
+             8080200c042f7372760373727600",
+            "12000000 01000000 40 00 \
+             8080200d012f010373727601",
+        ],
+    ),
+    (
+        Kind::JobCall,
+        &[
+            "42000000 01000000 48 00 \
+             808020000002736802022d630665786974203701014b017601042f746d700104726f6f7401011 \
+             85001078008ffffffffffffffffff0101d00f808020",
+            "0a000000 01000000 48 00 \
+             80802001",
+            "0e000000 01000000 48 00 \
+             80802002ac020100",
+            "0b000000 01000000 48 00 \
+             8080200301",
+            "0c000000 01000000 48 00 \
+             80802004011e",
+            "0b000000 01000000 48 00 \
+             8080200501",
+            "0b000000 01000000 48 00 \
+             8080200601",
+        ],
+    ),
+    (
+        Kind::JobInfo,
+        &[
+            "1b000000 01000000 49 00 \
+             010205736c6565700139ac0280c49fd50c05000000",
+            "25000000 01000000 49 00 \
+             02010474727565ad02020201060400070000dc0bfa0180804080897a80893a",
+        ],
+    ),
+    (
+        Kind::Jobs,
+        &[
+            "3b000000 01000000 4a 00 \
+             02010205736c6565700139ac0280c49fd50c0500000002010474727565ad02020201060400070 \
+             000dc0bfa0180804080897a80893a",
+            "07000000 01000000 4a 00 \
+             00",
+        ],
+    ),
+    (
+        Kind::JobGap,
+        &["09000000 01000000 4b 00 \
+             f0a204"],
+    ),
+    (
+        Kind::JobUnknown,
+        &["08000000 01000000 4c 00 \
+             ac02"],
+    ),
 ];
 
 fn unhex(text: &str) -> Vec<u8> {
@@ -267,9 +353,8 @@ fn messages_of_the_link_keep_their_bytes() {
     check(0, 0, &Ended { exit_record: text("{}") });
 }
 
-#[test]
-fn messages_of_a_command_keep_their_bytes() {
-    let full = Exec {
+fn full_exec() -> Exec {
+    Exec {
         program: Program::Path(text("sh")),
         args: vec![text("-c"), text("exit 7")],
         env: vec![pair("K", "v")],
@@ -280,8 +365,12 @@ fn messages_of_a_command_keep_their_bytes() {
         rlimits: vec![Rlimit { resource: RlimitResource::Nofile, soft: 1024, hard: u64::MAX }],
         timeout_ms: Some(2000),
         window: 524_288,
-    };
-    check(0, 258, &full);
+    }
+}
+
+#[test]
+fn messages_of_a_command_keep_their_bytes() {
+    check(0, 258, &full_exec());
     let bare = Exec {
         program: Program::SelfTest,
         args: vec![],
@@ -318,6 +407,116 @@ fn messages_of_a_command_keep_their_bytes() {
 }
 
 #[test]
+fn operations_on_files_keep_their_bytes() {
+    for (index, operation) in file_operations().into_iter().enumerate() {
+        check(index, 1, &FileCall { window: 524_288, operation });
+    }
+}
+
+fn path(path: &[u8]) -> PathBytes {
+    PathBytes::from(path.to_vec())
+}
+
+fn file_operations() -> Vec<FileOperation> {
+    let attributes = FileAttributes {
+        mode: Some(0o4755),
+        uid: Some(1),
+        gid: Some(2),
+        size: Some(3),
+        accessed: Some(Timestamp { seconds: -1, nanoseconds: 5 }),
+        modified: Some(Timestamp { seconds: 6, nanoseconds: 7 }),
+    };
+    vec![
+        FileOperation::Stat { path: path(b"/etc"), follow: true },
+        FileOperation::List { path: path(b"/") },
+        FileOperation::Read { path: path(b"/\xff"), offset: 7, len: Some(300) },
+        FileOperation::Write { path: path(b"f"), how: WriteMode::Replace, mode: Some(0o600) },
+        FileOperation::Write { path: path(b"f"), how: WriteMode::Append, mode: None },
+        FileOperation::MakeDirectory { path: path(b"d"), parents: true, mode: 0o755 },
+        FileOperation::Remove { path: path(b"f") },
+        FileOperation::RemoveDirectory { path: path(b"d"), recursive: false },
+        FileOperation::Rename { from: path(b"a"), to: path(b"b") },
+        FileOperation::Copy { from: path(b"a"), to: path(b"b") },
+        FileOperation::Symlink { target: path(b"t"), path: path(b"l") },
+        FileOperation::ReadLink { path: path(b"l") },
+        FileOperation::SetAttributes { path: path(b"f"), follow: false, attributes },
+        FileOperation::Pack { path: path(b"/srv"), name: path(b"srv"), follow: false },
+        FileOperation::Unpack { path: path(b"/"), only: Some(path(b"srv")), owners: true },
+    ]
+}
+
+#[test]
+fn messages_of_jobs_keep_their_bytes() {
+    let operations = [
+        JobOperation::Start(full_exec()),
+        JobOperation::List,
+        JobOperation::Output { id: 300, follow: true, from_start: false },
+        JobOperation::Wait { id: 1 },
+        JobOperation::Signal { id: 1, signal: 15 },
+        JobOperation::Kill { id: 1 },
+        JobOperation::Forget { id: 1 },
+    ];
+    for (index, operation) in operations.into_iter().enumerate() {
+        check(index, 1, &JobCall { window: 524_288, operation });
+    }
+    let running = JobInfo {
+        id: 1,
+        command: vec![text("sleep"), text("9")],
+        pid: 300,
+        started: Timestamp { seconds: 1_700_000_000, nanoseconds: 5 },
+        ended: None,
+        output_bytes: 0,
+        dropped_bytes: 0,
+    };
+    let usage = Usage { user_us: 1500, system_us: 250, peak_memory_bytes: 1 << 20 };
+    let status = ExitStatus::Code(7);
+    let ended = JobInfo {
+        id: 2,
+        command: vec![text("true")],
+        pid: 301,
+        started: Timestamp { seconds: 1, nanoseconds: 2 },
+        ended: Some(JobEnd {
+            at: Timestamp { seconds: 3, nanoseconds: 4 },
+            exited: ExecExited { status, timed_out: false, out_of_memory: false, usage },
+        }),
+        output_bytes: 2_000_000,
+        dropped_bytes: 951_424,
+    };
+    check(0, 1, &running);
+    check(1, 1, &ended);
+    check(0, 1, &Jobs { jobs: vec![running, ended] });
+    check(1, 1, &Jobs { jobs: vec![] });
+    check(0, 1, &JobGap { bytes: 70_000 });
+    check(0, 1, &JobUnknown { id: 300 });
+}
+
+/// Records and failures go as bytes of a stream, not as frames.
+#[test]
+fn answers_about_files_keep_their_bytes() {
+    let metadata = FileMetadata {
+        kind: FileKind::Symlink,
+        size: 300,
+        mode: 0o777,
+        uid: 1,
+        gid: 2,
+        links: 1,
+        accessed: Timestamp { seconds: -1, nanoseconds: 5 },
+        modified: Timestamp { seconds: 6, nanoseconds: 7 },
+        created: None,
+    };
+    let record = to_record(&FileEntry { name: b"a\xff".to_vec(), metadata });
+    assert_eq!(hex(&record), "100000000261ff03ac02ff0301020101050c0700");
+    let failed = FileFailed {
+        failure: FileFailure::Kernel,
+        errno: 28,
+        action: text("write"),
+        path: b"/f".to_vec(),
+    };
+    assert_eq!(hex(&failed.to_bytes()), "0138057772697465022f66");
+    assert_eq!(FileFailed::from_bytes(&failed.to_bytes()), Some(failed));
+}
+
+#[test]
 fn bulk_keeps_its_bytes() {
     for (kind, stream) in [(Kind::Stdin, 1), (Kind::Stdout, 258), (Kind::Stderr, 0x0102_0304)] {
         let (bytes, frame) = golden(kind, 0);
@@ -338,6 +537,10 @@ fn codes_keep_their_bytes() {
     assert_eq!(stages, (0..=9).collect::<Vec<u8>>());
     let limits: Vec<u8> = RlimitResource::ALL.iter().map(|code| u8::from(*code)).collect();
     assert_eq!(limits, (0..=15).chain([255]).collect::<Vec<u8>>());
+    let kinds: Vec<u8> = FileKind::ALL.iter().map(|code| u8::from(*code)).collect();
+    assert_eq!(kinds, (0..=7).collect::<Vec<u8>>());
+    let failures: Vec<u8> = FileFailure::ALL.iter().map(|code| u8::from(*code)).collect();
+    assert_eq!(failures, (0..=5).collect::<Vec<u8>>());
     // A value of a later generation becomes the fallback instead of spoiling the frame.
     assert_eq!(ExecFailure::from(200), ExecFailure::Other);
     assert_eq!(BootStage::from(200), BootStage::Other);

@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 
 use microsandbox_protocol::{
     Credit, Ended, Exec, ExecStarted, Frame, Kill, Kind, LimitedExec, Message, Ping, Pong, Ready,
-    SendWindow, Stop, StreamId, Unsupported, Welcome,
+    SendWindow, Stop, StreamId, Unsupported, Welcome, opening_window,
 };
 use tokio::{io::AsyncWrite, task::JoinHandle, time::timeout};
 
@@ -163,6 +163,12 @@ impl Relay {
                 self.open_stream(client, frame.stream, limited.exec.window)?;
                 self.agent.send(frame);
             }
+            // What exactly is asked for is between client and agent, which may both be newer.
+            Some(Kind::FileCall | Kind::JobCall) => {
+                let window = opening_window(&frame).map_err(malformed)?;
+                self.open_stream(client, frame.stream, window)?;
+                self.agent.send(frame);
+            }
             Some(Kind::Credit) => {
                 let credit = Credit::from_frame(&frame).map_err(malformed)?;
                 let Some(stream) = self.streams.get_mut(&frame.stream) else { return Ok(None) };
@@ -268,9 +274,10 @@ impl Relay {
                 stream.to_guest.grant(credit.bytes);
             }
             Some(Kind::ExecExited | Kind::ExecFailed) => ended = true,
+            Some(Kind::JobInfo | Kind::Jobs | Kind::JobUnknown) => ended = true,
             // What opened the stream is unknown to an older agent: there is no command.
             Some(Kind::Unsupported) if !stream.started => ended = true,
-            Some(Kind::StdinClosed) => {}
+            Some(Kind::StdinClosed | Kind::JobGap) => {}
             _ => return Ok(GuestNews::None),
         }
         if ended {

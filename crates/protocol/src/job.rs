@@ -1,0 +1,133 @@
+//! Detached jobs: commands that no client's end ends.
+//!
+//! ```text
+//!  client                         agent
+//!    JobCall {window} ───────────▶
+//!    ◀─────────────────────────── JobInfo | ExecFailed | JobUnknown | Jobs    (end)
+//!
+//!    JobCall {Output} ───────────▶
+//!    ◀── Stdout…, Stderr…, JobGap   within the client's window
+//!    ◀─────────────────────────── JobInfo                                     (end)
+//!    Kill ───────────────────────▶ forgets the stream; the job goes on
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Exec, ExecExited, Timestamp};
+
+/// Output of one job that is kept; older output is dropped and told as a gap.
+pub const JOB_OUTPUT_BYTES: usize = 1 << 20;
+
+/// Output of all jobs together that is kept.
+pub const JOBS_OUTPUT_BYTES: usize = 8 << 20;
+
+/// Finished jobs that are kept; the one that ended first is forgotten first.
+pub const FINISHED_JOBS: usize = 256;
+
+/// Jobs that may run at once.
+pub const RUNNING_JOBS: usize = 256;
+
+/// Bytes of a command line that [`JobInfo`] keeps.
+pub const JOB_COMMAND_BYTES: usize = 1024;
+
+/// Do this with jobs, on this stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobCall {
+    /// Output bytes the client takes before it grants more. First, so that a relay finds it whatever
+    /// the operation is.
+    pub window: u32,
+    /// What to do.
+    pub operation: JobOperation,
+}
+
+/// Number of a job: from 1, never used again while the guest runs.
+pub type JobId = u64;
+
+/// What to do with jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobOperation {
+    /// Start one. Its standard input is `/dev/null` and it has no terminal, whatever the body says.
+    Start(Exec),
+    /// Tell them all.
+    List,
+    /// Send what is kept of its output, then its state.
+    Output {
+        /// Which job.
+        id: JobId,
+        /// Whether to go on until the job has ended.
+        follow: bool,
+        /// Whether to begin with what is kept; else with what comes.
+        from_start: bool,
+    },
+    /// Tell its state once it has ended.
+    Wait {
+        /// Which job.
+        id: JobId,
+    },
+    /// Send a signal to its process group.
+    Signal {
+        /// Which job.
+        id: JobId,
+        /// Number, as Linux on this architecture counts them.
+        signal: i32,
+    },
+    /// Kill it with all its descendants.
+    Kill {
+        /// Which job.
+        id: JobId,
+    },
+    /// Forget it with its output. One that runs is refused: its state is told, and it stays.
+    Forget {
+        /// Which job.
+        id: JobId,
+    },
+}
+
+/// What is known of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobInfo {
+    /// Its number.
+    pub id: JobId,
+    /// Program and arguments, cut at [`JOB_COMMAND_BYTES`].
+    pub command: Vec<String>,
+    /// Process id in the guest of its first process.
+    pub pid: u32,
+    /// When it was started.
+    pub started: Timestamp,
+    /// How it ended; none: it runs.
+    pub ended: Option<JobEnd>,
+    /// Bytes of output so far.
+    pub output_bytes: u64,
+    /// Bytes of output that are not kept any more.
+    pub dropped_bytes: u64,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobEnd {
+    /// When.
+    pub at: Timestamp,
+    /// How.
+    pub exited: ExecExited,
+}
+
+/// All jobs, in the order of their numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Jobs {
+    /// The jobs.
+    pub jobs: Vec<JobInfo>,
+}
+
+/// Output is missing here: it was dropped before this client read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobGap {
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+/// There is no such job, or none any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobUnknown {
+    /// The number asked for.
+    pub id: JobId,
+}
