@@ -4,22 +4,27 @@
 //! the second of each, and so on. Results are a table for people and JSON lines for files.
 
 mod boot;
+mod image;
 mod qemu;
 mod report;
 
 use anyhow::Result;
 
+use self::report::Report;
 use crate::cli::{BenchOptions, Scenario};
 
 /// Runs the scenario and reports it.
 pub(crate) fn run(options: &BenchOptions) -> Result<()> {
-    let report = match &options.scenario {
-        Scenario::Boot => boot::run(options.runs)?,
-        Scenario::Kernel { kernels } => boot::compare_kernels(kernels, options.runs)?,
+    let reports = match &options.scenario {
+        Scenario::Boot => vec![boot::run(options.runs)?],
+        Scenario::Floor { layout, into } => return image::floor(layout, into),
+        Scenario::Image => image::run(options.runs)?,
+        Scenario::Kernel { kernels } => vec![boot::compare_kernels(kernels, options.runs)?],
+        Scenario::Measure { report, command } => return image::measure(report, command),
     };
-    report.show();
+    reports.iter().for_each(Report::show);
     match &options.json {
-        Some(file) => report.append_to(file),
+        Some(file) => reports.iter().try_for_each(|report| report.append_to(file)),
         None => Ok(()),
     }
 }

@@ -91,10 +91,29 @@ pub(crate) struct BenchOptions {
 pub(crate) enum Scenario {
     /// Cold boot to ready through msb, beside raw QEMU with the same kernel and initramfs.
     Boot,
+    /// The least that taking an image's layers costs; what `image` compares with.
+    #[command(hide = true)]
+    Floor {
+        /// OCI layout of one image.
+        layout: PathBuf,
+        /// Folder for the unpacked layers.
+        into: PathBuf,
+    },
+    /// Pull and load to a bootable disk, beside the floor, upstream's msb and umoci.
+    Image,
     /// Raw boot of several kernels in turn.
     Kernel {
         /// Kernels to compare; the first is the reference.
         #[arg(required = true, value_name = "VMLINUX")]
         kernels: Vec<PathBuf>,
+    },
+    /// Runs a program and writes what it took to a file; what `image` counts with.
+    #[command(hide = true)]
+    Measure {
+        /// File for the count.
+        report: PathBuf,
+        /// The program and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
     },
 }

@@ -118,7 +118,8 @@ impl DebianImage<'_> {
         let root = self.bundle.join("rootfs");
 
         let aside = self.bundle.with_file_name("aside");
-        self.debootstrap(&root)?;
+        let log = self.bundle.with_file_name("debootstrap.log");
+        debootstrap(&root, "--include=python3", &log)?;
         exchange(&root, &aside)?;
         self.commit("base")?;
         exchange(&aside, &root)?;
@@ -139,22 +140,6 @@ impl DebianImage<'_> {
         Tool::new("umoci").args(["gc", "--layout"]).arg(self.layout).run()
     }
 
-    fn debootstrap(&self, root: &Path) -> Result<()> {
-        terminal::note("debootstrap");
-        Tool::new("/usr/sbin/debootstrap")
-            .args(["--variant=minbase", "--include=python3", SUITE])
-            .arg(root)
-            .arg(MIRROR)
-            .run_logged(&self.bundle.with_file_name("debootstrap.log"), "lines of debootstrap")?;
-        for rest in ["var/cache/apt/archives", "var/lib/apt/lists", "debootstrap"] {
-            let path = root.join(rest);
-            if path.exists() {
-                fs::remove_dir_all(&path).with_context(|| format!("remove {rest}"))?;
-            }
-        }
-        Ok(())
-    }
-
     fn commit(&self, what: &str) -> Result<()> {
         terminal::note(format_args!("packing the layer: {what}"));
         self.umoci(&["repack", "--refresh-bundle"])?
@@ -170,6 +155,23 @@ impl DebianImage<'_> {
     fn image(&self) -> String {
         format!("{}:py", self.layout.display())
     }
+}
+
+/// A minimal Debian with the packages of `include` (`--include=…`) in the folder `root`. Needs root.
+pub(crate) fn debootstrap(root: &Path, include: &str, log: &Path) -> Result<()> {
+    terminal::note("debootstrap");
+    Tool::new("/usr/sbin/debootstrap")
+        .args(["--variant=minbase", include, SUITE])
+        .arg(root)
+        .arg(MIRROR)
+        .run_logged(log, "lines of debootstrap")?;
+    for rest in ["var/cache/apt/archives", "var/lib/apt/lists", "debootstrap"] {
+        let path = root.join(rest);
+        if path.exists() {
+            fs::remove_dir_all(&path).with_context(|| format!("remove {rest}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Moves Python's files from one root to the other.

@@ -62,7 +62,10 @@ fn prepare() -> Result<[(&'static str, PathBuf); 3]> {
     debian::ensure("the tests", &[PACKAGES, fixtures::PACKAGES].concat())?;
     let home = workspace::target()?.join("test-home");
     let images = collect_images(&home)?;
-    let path = std::env::join_paths(registry()?.into_iter().chain(env::path()))
+    let registry = registry_program()?;
+    let folder = registry.parent().map(Path::to_owned);
+    // Last, as the folder of an installed one has other programs too.
+    let path = std::env::join_paths(env::path().into_iter().chain(folder))
         .context("put the registry on PATH")?;
     let installed = setup::install(&SetupOptions::default(), &home)?;
     Ok([
@@ -89,14 +92,14 @@ fn collect_images(home: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Folder of the registry program where it is not installed.
-fn registry() -> Result<Option<PathBuf>> {
-    if process::find(REGISTRY).is_some() {
-        return Ok(None);
+/// The registry program: the installed one, or one out of its package.
+pub(crate) fn registry_program() -> Result<PathBuf> {
+    if let Some(installed) = process::find(REGISTRY) {
+        return Ok(installed);
     }
     let entry = cache::get_or_make("tools", &digest::key(&[REGISTRY]), |entry| {
         terminal::step(format_args!("Fetching {REGISTRY}"));
         debian::fetch(REGISTRY, entry).map(|_version| ())
     })?;
-    Ok(Some(entry.join("usr/bin")))
+    Ok(entry.join("usr/bin").join(REGISTRY))
 }

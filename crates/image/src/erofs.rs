@@ -12,3 +12,6 @@ pub(crate) mod xattr;
 
 pub use self::format::BlockSize;
 pub(crate) use self::format::{HEAD_BYTES, PART_ALIGN, Superblock};
+
+#[cfg(test)]
+mod tests;

@@ -468,6 +468,13 @@ pub enum LayerError {
         limit: u64,
     },
 
+    /// The layer unpacks to more than anything real does: a decompression bomb.
+    #[error("it unpacks to more than {ratio} times its size")]
+    Expansion {
+        /// Most times its size accepted.
+        ratio: u32,
+    },
+
     /// A header of the archive is malformed.
     #[error("bad tar header at byte {offset}: {reason}")]
     Header {

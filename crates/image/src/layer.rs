@@ -4,7 +4,8 @@
 //! blob ─ sha256 ─ gunzip|zstd ─┤channel├─ sha256 (diff id) ─ tar ─► file data at its final place
 //!   first thread                         this thread                then metadata, superblock last
 //! ```
-//! Every byte of file data is written once. Memory follows the number of entries, never the size of the layer.
+//! Every byte of file data is written once, and what is not packed is hashed once: its two digests are one. Memory
+//! follows the number of entries, never the size of the layer.
 
 mod builder;
 mod data;
@@ -19,16 +20,13 @@ use std::thread;
 use self::builder::Builder;
 use self::data::DataWriter;
 use self::record::{RecordWriter, Recorded};
-use self::stream::{Chunks, unpack};
-use crate::erofs::write::{Plan, ROOT_NID};
+use self::stream::{Blob, Chunks};
+use crate::erofs::write::Plan;
 use crate::erofs::{BlockSize, HEAD_BYTES, PART_ALIGN, Superblock};
 use crate::error::LayerError;
 use crate::tar::Reader;
 use crate::tree::Tree;
-use crate::{DiffId, Digest};
-
-/// Largest layer, unpacked. Images of that size do not exist; a stream that claims to be one is a bomb.
-const MAX_LAYER_BYTES: u64 = 512 << 30;
+use crate::{DiffId, Digest, Limits};
 
 /// What a manifest and a configuration promise about a layer; unknown when a loose archive is read.
 #[derive(Debug, Clone, Copy, Default)]
@@ -65,14 +63,15 @@ pub(crate) struct Facts {
     pub(crate) diff_id: DiffId,
 }
 
-/// Where a layer is written: an empty file, its path for messages, a second file for the record of its archive, and
-/// the unit of addresses.
+/// Where a layer is written: an empty file, its path for messages, a second file for the record of its archive, the
+/// unit of addresses, and how much is allowed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target<'a> {
     pub(crate) file: &'a File,
     pub(crate) path: &'a Path,
     pub(crate) record: &'a File,
     pub(crate) block_size: BlockSize,
+    pub(crate) limits: Limits,
 }
 
 /// Turns the layer that `input` delivers into an EROFS image; `on_read` hears how many bytes have travelled.
@@ -85,45 +84,51 @@ pub(crate) fn build(
     target: Target<'_>,
     on_read: &(dyn Fn(u64) + Sync),
 ) -> Result<Facts, LayerError> {
-    thread::scope(|scope| {
-        let (chunks, sink) = Chunks::channel();
+    let blob = Blob::open(input, promise.blob, target.limits, on_read)?;
+    let (sink, chunks) = Chunks::channel(blob.is_packed());
+    let (unpacked, ingested) = thread::scope(|scope| {
         let unpacker = thread::Builder::new()
             .name("unpack-layer".into())
-            .spawn_scoped(scope, move || unpack(input, promise.blob, &sink, on_read))
+            .spawn_scoped(scope, move || blob.unpack(&sink))
             .map_err(|source| LayerError::Read { source })?;
-        let ingested = ingest(chunks, promise.diff_id, target);
-        let unpacked = match unpacker.join() {
-            Ok(unpacked) => unpacked,
+        let ingested = ingest(chunks, target);
+        match unpacker.join() {
+            Ok(unpacked) => Ok((unpacked, ingested)),
             Err(panic) => std::panic::resume_unwind(panic),
-        };
-        // Where both ends fail, the stream is the cause: to the other end it only looked cut off.
-        match (unpacked, ingested) {
-            (Err(fault), _) | (Ok(_), Err(fault)) => Err(fault),
-            (Ok((blob, blob_bytes)), Ok(diff_id)) => Ok(Facts { blob, blob_bytes, diff_id }),
         }
-    })
+    })?;
+    // Where both ends fail, the stream is the cause: to the other end it only looked cut off.
+    let (blob, blob_bytes) = unpacked?;
+    let Ingested { tree, data, record, diff_id } = ingested?;
+    let diff_id = diff_id.unwrap_or(DiffId(blob));
+    if let Some(expected) = promise.diff_id.filter(|expected| *expected != diff_id) {
+        return Err(LayerError::DiffId { expected, actual: diff_id });
+    }
+    finish(&tree, diff_id, data, target)?;
+    record.finish()?;
+    Ok(Facts { blob, blob_bytes, diff_id })
 }
 
-fn ingest(
-    chunks: Chunks,
-    expected: Option<DiffId>,
-    target: Target<'_>,
-) -> Result<DiffId, LayerError> {
+/// A layer whose file data is in place.
+struct Ingested<'a> {
+    tree: Tree,
+    data: DataWriter<'a>,
+    record: RecordWriter<'a>,
+    /// Unknown where the stream was not packed.
+    diff_id: Option<DiffId>,
+}
+
+fn ingest(chunks: Chunks, target: Target<'_>) -> Result<Ingested<'_>, LayerError> {
     let record = RecordWriter::new(target)?;
     let mut reader = Reader::new(Recorded::new(chunks, record));
     let mut data = DataWriter::new(target, HEAD_BYTES);
-    let mut builder = Builder::new(target.block_size);
+    let mut builder = Builder::new(target.block_size, target.limits.layer_entries);
     while let Some(entry) = reader.next_entry()? {
         builder.add(entry, &mut reader, &mut data)?;
     }
     let (chunks, record) = reader.into_inner().finish()?;
     let diff_id = chunks.finish()?;
-    if let Some(expected) = expected.filter(|expected| *expected != diff_id) {
-        return Err(LayerError::DiffId { expected, actual: diff_id });
-    }
-    finish(&builder.into_tree(), diff_id, data, target)?;
-    record.finish()?;
-    Ok(diff_id)
+    Ok(Ingested { tree: builder.into_tree(), data, record, diff_id })
 }
 
 /// Appends the metadata and writes the superblock.
@@ -148,7 +153,7 @@ fn finish(
         blocks,
         inodes: plan.inodes(),
         meta_block,
-        root_nid: ROOT_NID,
+        root_nid: plan.root_nid(),
         uuid: diff_id.0.uuid(),
     };
     data.finish(&superblock.encode())

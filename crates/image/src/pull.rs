@@ -23,8 +23,8 @@ use crate::{DiffId, Digest, Error, Image, ImageConfig, ImageStore, Platform, Ref
 /// Layers that travel at the same time; registries answer single streams slowly.
 const PARALLEL_LAYERS: usize = 4;
 
-/// Chunks of one layer between the network and its thread; the network delivers up to 16 KiB at a time.
-const CHUNKS_IN_FLIGHT: usize = 64;
+/// Chunks of one layer between the network and its thread; a fast network delivers up to 400 KiB at a time.
+const CHUNKS_IN_FLIGHT: usize = 8;
 
 /// Deepest nesting of indexes; one level occurs, two are conceivable.
 const MAX_NESTING: usize = 4;

@@ -34,19 +34,20 @@ pub(crate) use self::layers::{LayerClaim, LayerState, StagedLayer};
 pub(crate) use self::publish::Draft;
 pub use self::usage::{ImageUsage, PartUsage, StorePart, StoreUsage};
 use crate::erofs::BlockSize;
-use crate::{Digest, Error, Image, Reference};
+use crate::{Digest, Error, Image, Limits, Reference};
 
 /// A directory of images. Cheap to make and to clone; opening does no I/O.
 #[derive(Debug, Clone)]
 pub struct ImageStore {
     root: PathBuf,
     block_size: BlockSize,
+    limits: Limits,
 }
 
 impl ImageStore {
     /// A store at `root`, which is made (mode 0700) when something is first written.
     pub fn open(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), block_size: BlockSize::default() }
+        Self { root: root.into(), block_size: BlockSize::default(), limits: Limits::default() }
     }
 
     /// The same store, building images of another block size. An image is only ever found under the size it was
@@ -54,6 +55,13 @@ impl ImageStore {
     #[must_use]
     pub fn with_block_size(mut self, block_size: BlockSize) -> Self {
         self.block_size = block_size;
+        self
+    }
+
+    /// The same store with other limits for the layers that it takes in from now on.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
         self
     }
 

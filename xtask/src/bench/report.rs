@@ -14,10 +14,10 @@ use crate::{process::Tool, terminal, workspace};
 /// Samples of every variant of one scenario. The first variant is the reference of the ratios.
 #[derive(Debug)]
 pub(super) struct Report {
-    scenario: &'static str,
+    scenario: String,
     /// What the samples count, e.g. `s`.
     unit: &'static str,
-    /// Kernel that was booted, as it calls itself.
+    /// Kernel that was booted, or that everything ran on, as it calls itself.
     kernel: String,
     variants: Vec<Variant>,
 }
@@ -30,8 +30,8 @@ struct Variant {
 
 impl Report {
     /// A report without samples.
-    pub(super) fn new(scenario: &'static str, unit: &'static str, kernel: String) -> Self {
-        Self { scenario, unit, kernel, variants: Vec::new() }
+    pub(super) fn new(scenario: impl Into<String>, unit: &'static str, kernel: String) -> Self {
+        Self { scenario: scenario.into(), unit, kernel, variants: Vec::new() }
     }
 
     /// Adds one sample, in the order of the runs.
@@ -45,12 +45,12 @@ impl Report {
     /// Prints the table.
     pub(super) fn show(&self) {
         terminal::result(format_args!("{} in {}, {}", self.scenario, self.unit, self.kernel));
-        terminal::result("  median     min     p95   n  ratio  variant");
+        terminal::result("   median       min       p95   n  ratio  variant");
         let reference = self.variants.first().map_or(f64::NAN, |first| first.quantile(0.5));
         for variant in &self.variants {
             let [median, min, p95] = [0.5, 0.0, 0.95].map(|q| variant.quantile(q));
             terminal::result(format_args!(
-                "{median:8.3}{min:8.3}{p95:8.3}{:4}{:7.2}  {}",
+                "{median:9.3} {min:9.3} {p95:9.3}{:4}{:7.2}  {}",
                 variant.samples.len(),
                 median / reference,
                 variant.name,

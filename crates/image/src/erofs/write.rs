@@ -23,8 +23,8 @@ pub(super) const XATTR_IMPLIED: &[u8] = b"trusted.microsandbox.implied";
 /// Attribute that makes a layer's empty file a hard link to a path in the layers below.
 pub(super) const XATTR_LINK_BELOW: &[u8] = b"trusted.microsandbox.link";
 
-/// The root is the third 32-byte unit of the inode table: a number of zero means "deleted" to `readdir`.
-pub(crate) const ROOT_NID: u16 = 2;
+/// Units of the inode table that stay empty: a number of zero means "deleted" to `readdir`.
+const FIRST_NID: u64 = 2;
 
 /// Where every inode and directory of a tree goes.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl<'a> Plan<'a> {
             order: Vec::with_capacity(tree.len()),
             nids: vec![0; tree.len()],
             links: vec![0; tree.len()],
-            inode_bytes: u64::from(ROOT_NID) * INODE_UNIT,
+            inode_bytes: FIRST_NID * INODE_UNIT,
             content_blocks: 0,
         };
         plan.place(Tree::ROOT);
@@ -91,6 +91,11 @@ impl<'a> Plan<'a> {
     /// Inodes that will be written.
     pub(crate) fn inodes(&self) -> u64 {
         self.order.len() as u64
+    }
+
+    /// Number of the root, which is placed first: in the first block of the table or at the start of the second.
+    pub(crate) fn root_nid(&self) -> u16 {
+        u16::try_from(self.nids[Tree::ROOT.0 as usize]).expect("a block has fewer units than 2^16")
     }
 
     /// Bytes from the start of the inode table to the end of the metadata, padding included.

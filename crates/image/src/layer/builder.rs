@@ -27,9 +27,6 @@ const MAX_NAME_BYTES: usize = 255;
 /// Longest target of a symbolic link on Linux (`PATH_MAX` less its NUL).
 const MAX_TARGET_BYTES: usize = 4095;
 
-/// Most entries of one layer: ten times the largest images known.
-const MAX_ENTRIES: u64 = 8 << 20;
-
 /// Bits that the kernel has for a device's numbers.
 const MAX_MAJOR: u32 = 0xfff;
 const MAX_MINOR: u32 = 0xf_ffff;
@@ -39,11 +36,12 @@ const MAX_MINOR: u32 = 0xf_ffff;
 pub(super) struct Builder {
     tree: Tree,
     block_size: BlockSize,
+    max_entries: u64,
 }
 
 impl Builder {
-    pub(super) fn new(block_size: BlockSize) -> Self {
-        Self { tree: Tree::new(), block_size }
+    pub(super) fn new(block_size: BlockSize, max_entries: u64) -> Self {
+        Self { tree: Tree::new(), block_size, max_entries }
     }
 
     pub(super) fn into_tree(self) -> Tree {
@@ -57,8 +55,8 @@ impl Builder {
         reader: &mut Reader<Recorded<'_, R>>,
         data: &mut DataWriter<'_>,
     ) -> Result<(), LayerError> {
-        if reader.entries() > MAX_ENTRIES {
-            return Err(LayerError::TooMuch { what: "entries", limit: MAX_ENTRIES });
+        if reader.entries() > self.max_entries {
+            return Err(LayerError::TooMuch { what: "entries", limit: self.max_entries });
         }
         let raw_name = std::mem::take(&mut entry.name);
         let fault = |fault| LayerError::Entry { entry: display_name(&raw_name), fault };

@@ -1,64 +1,93 @@
 //! The two halves of a layer's stream: unpacking on one thread, and the unpacked chunks on the other.
 
-use std::io::{self, BufRead, BufReader, Cursor, Read};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use sha2::{Digest as _, Sha256};
 
 use crate::error::LayerError;
-use crate::{DiffId, Digest};
+use crate::{DiffId, Digest, Limits};
 
 /// Bytes that cross the channel at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Chunks in flight: enough for both threads to run on when the other pauses; bounds memory to 1 MiB.
+/// Chunks in flight: enough for both threads to run on when the other pauses; bounds memory to 1.5 MiB.
 const CHUNKS_IN_FLIGHT: usize = 4;
 
 /// Bytes read from the source at a time.
 const READ_BYTES: usize = 128 << 10;
 
-/// Reads, checks and unpacks `input`; returns the digest and the size of what travelled.
-///
-/// An end of the channel that went away is no error here: the other thread has one to tell.
-pub(super) fn unpack(
-    input: impl Read,
+/// A layer as it travels, its first bytes read.
+pub(super) struct Blob<'a, R> {
+    bytes: Chain<Cursor<Vec<u8>>, BufReader<Source<'a, R>>>,
+    compression: Compression,
     promised: Option<(Digest, u64)>,
-    sink: &SyncSender<Vec<u8>>,
-    on_read: &(dyn Fn(u64) + Sync),
-) -> Result<(Digest, u64), LayerError> {
-    let read_fault = |source| LayerError::Read { source };
-    let limit = promised.map_or(u64::MAX, |(_, size)| size);
-    let source = Source { input, hasher: Sha256::new(), count: 0, limit, on_read };
-    let mut source = BufReader::with_capacity(READ_BYTES, source);
-    let mut magic = Vec::new();
-    (&mut source).take(6).read_to_end(&mut magic).map_err(read_fault)?;
-    let format = Compression::of(&magic)?;
-    let mut whole = Cursor::new(magic).chain(source);
-    match format {
-        Compression::None => forward(&mut whole, sink).map_err(read_fault)?,
-        Compression::Gzip => {
-            let mut decoder = flate2::bufread::MultiGzDecoder::new(&mut whole);
-            forward(&mut decoder, sink).map_err(decode_fault)?;
-        }
-        Compression::Zstd => {
-            let mut decoder =
-                zstd::stream::read::Decoder::with_buffer(&mut whole).map_err(read_fault)?;
-            forward(&mut decoder, sink).map_err(decode_fault)?;
-        }
+    limits: Limits,
+    /// Bytes that have travelled so far.
+    travelled: Arc<AtomicU64>,
+}
+
+impl<'a, R: Read> Blob<'a, R> {
+    pub(super) fn open(
+        input: R,
+        promised: Option<(Digest, u64)>,
+        limits: Limits,
+        on_read: &'a (dyn Fn(u64) + Sync),
+    ) -> Result<Self, LayerError> {
+        let travelled = Arc::new(AtomicU64::new(0));
+        let limit = promised.map_or(u64::MAX, |(_, size)| size);
+        let count = Arc::clone(&travelled);
+        let source = Source { input, hasher: Sha256::new(), count, limit, on_read };
+        let mut source = BufReader::with_capacity(READ_BYTES, source);
+        let mut magic = Vec::new();
+        (&mut source).take(6).read_to_end(&mut magic).map_err(read_fault)?;
+        let compression = Compression::of(&magic)?;
+        let bytes = Cursor::new(magic).chain(source);
+        Ok(Self { bytes, compression, promised, limits, travelled })
     }
-    // Whatever follows the compressed data belongs to the blob and its digest.
-    io::copy(&mut whole, &mut io::sink()).map_err(read_fault)?;
-    let (_, source) = whole.into_inner();
-    let source = source.into_inner();
-    let (actual, count) = (Digest::from_hasher(source.hasher), source.count);
-    match promised {
-        Some((_, size)) if count != size => {
-            Err(LayerError::BlobSize { expected: size, actual: count })
+
+    /// Whether what unpacks is something else than what travels.
+    pub(super) fn is_packed(&self) -> bool {
+        self.compression != Compression::None
+    }
+
+    /// Reads, checks and unpacks all of it; returns the digest and the size of what travelled.
+    ///
+    /// An end of the channel that went away is no error here: the other thread has one to tell.
+    pub(super) fn unpack(mut self, sink: &Sink) -> Result<(Digest, u64), LayerError> {
+        let expansion = Expansion {
+            limits: self.limits,
+            travelled: self.is_packed().then(|| Arc::clone(&self.travelled)),
+            unpacked: 0,
+        };
+        match self.compression {
+            Compression::None => forward(&mut self.bytes, sink, expansion, read_fault)?,
+            Compression::Gzip => {
+                let mut decoder = flate2::bufread::MultiGzDecoder::new(&mut self.bytes);
+                forward(&mut decoder, sink, expansion, decode_fault)?;
+            }
+            Compression::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(&mut self.bytes)
+                    .map_err(read_fault)?;
+                forward(&mut decoder, sink, expansion, decode_fault)?;
+            }
         }
-        Some((expected, _)) if actual != expected => {
-            Err(LayerError::BlobDigest { expected, actual })
+        // Whatever follows the compressed data belongs to the blob and its digest.
+        io::copy(&mut self.bytes, &mut io::sink()).map_err(read_fault)?;
+        let (_, source) = self.bytes.into_inner();
+        let count = self.travelled.load(Ordering::Relaxed);
+        let actual = Digest::from_hasher(source.into_inner().hasher);
+        match self.promised {
+            Some((_, size)) if count != size => {
+                Err(LayerError::BlobSize { expected: size, actual: count })
+            }
+            Some((expected, _)) if actual != expected => {
+                Err(LayerError::BlobDigest { expected, actual })
+            }
+            _ => Ok((actual, count)),
         }
-        _ => Ok((actual, count)),
     }
 }
 
@@ -89,44 +118,79 @@ impl Compression {
 struct Source<'a, R> {
     input: R,
     hasher: Sha256,
-    count: u64,
+    count: Arc<AtomicU64>,
     limit: u64,
     on_read: &'a (dyn Fn(u64) + Sync),
 }
 
 impl<R: Read> Read for Source<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.count > self.limit {
+        let before = self.count.load(Ordering::Relaxed);
+        if before > self.limit {
             // The size is already wrong; unpacking on would only spend time on it.
             return Ok(0);
         }
         let count = self.input.read(buffer)?;
         self.hasher.update(&buffer[..count]);
-        self.count += count as u64;
-        (self.on_read)(self.count);
+        let after = before + count as u64;
+        self.count.store(after, Ordering::Relaxed);
+        (self.on_read)(after);
         Ok(count)
     }
 }
 
+/// What the unpacked stream has grown to, and how far it may grow.
+struct Expansion {
+    limits: Limits,
+    /// Bytes that have travelled so far; `None` where nothing is packed.
+    travelled: Option<Arc<AtomicU64>>,
+    unpacked: u64,
+}
+
+impl Expansion {
+    fn add(&mut self, count: usize) -> Result<(), LayerError> {
+        self.unpacked += count as u64;
+        let Limits { layer_bytes, layer_ratio, .. } = self.limits;
+        if self.unpacked > layer_bytes {
+            return Err(LayerError::TooMuch { what: "bytes", limit: layer_bytes });
+        }
+        let travelled = self.travelled.as_ref().map(|count| count.load(Ordering::Relaxed));
+        match travelled {
+            Some(travelled) if !self.limits.allow_expansion(travelled, self.unpacked) => {
+                Err(LayerError::Expansion { ratio: layer_ratio })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Sends everything `input` delivers in whole chunks, until the receiver is gone.
-fn forward(input: &mut impl Read, sink: &SyncSender<Vec<u8>>) -> io::Result<()> {
+fn forward(
+    input: &mut impl Read,
+    sink: &Sink,
+    mut expansion: Expansion,
+    fault: fn(io::Error) -> LayerError,
+) -> Result<(), LayerError> {
     loop {
-        let mut chunk = vec![0; CHUNK_BYTES];
-        let mut filled = 0;
-        while filled < chunk.len() {
-            match input.read(&mut chunk[filled..]) {
+        let mut chunk = sink.empty();
+        while chunk.filled < CHUNK_BYTES {
+            match input.read(&mut chunk.bytes[chunk.filled..]) {
                 Ok(0) => break,
-                Ok(count) => filled += count,
+                Ok(count) => chunk.filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(fault(error)),
             }
         }
-        let last = filled < chunk.len();
-        chunk.truncate(filled);
-        if (!chunk.is_empty() && sink.send(chunk).is_err()) || last {
+        let filled = chunk.filled;
+        expansion.add(filled)?;
+        if (filled > 0 && sink.filled.send(chunk).is_err()) || filled < CHUNK_BYTES {
             return Ok(());
         }
     }
+}
+
+fn read_fault(source: io::Error) -> LayerError {
+    LayerError::Read { source }
 }
 
 fn decode_fault(source: io::Error) -> LayerError {
@@ -140,42 +204,70 @@ fn decode_fault(source: io::Error) -> LayerError {
     }
 }
 
-/// The unpacked stream, hashed as it arrives.
+/// A piece of the unpacked stream; its memory goes back to be filled again.
+#[derive(Debug, Default)]
+struct Chunk {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+/// Where unpacked chunks go.
+#[derive(Debug)]
+pub(super) struct Sink {
+    filled: SyncSender<Chunk>,
+    empties: Receiver<Chunk>,
+}
+
+impl Sink {
+    fn empty(&self) -> Chunk {
+        let used = self.empties.try_recv().ok().filter(|chunk| chunk.bytes.len() == CHUNK_BYTES);
+        let bytes = used.map_or_else(|| vec![0; CHUNK_BYTES], |chunk| chunk.bytes);
+        Chunk { bytes, filled: 0 }
+    }
+}
+
+/// The unpacked stream, hashed as it arrives if that is wanted.
 #[derive(Debug)]
 pub(super) struct Chunks {
-    receiver: Receiver<Vec<u8>>,
-    chunk: Vec<u8>,
+    receiver: Receiver<Chunk>,
+    empties: Sender<Chunk>,
+    chunk: Chunk,
     consumed: usize,
-    hasher: Sha256,
+    hasher: Option<Sha256>,
 }
 
 impl Chunks {
-    pub(super) fn channel() -> (Self, SyncSender<Vec<u8>>) {
-        let (sender, receiver) = sync_channel(CHUNKS_IN_FLIGHT);
-        (Self { receiver, chunk: Vec::new(), consumed: 0, hasher: Sha256::new() }, sender)
+    /// Both ends. A stream that was not packed has been hashed as it travelled, and need not be again.
+    pub(super) fn channel(is_packed: bool) -> (Sink, Self) {
+        let (filled, receiver) = sync_channel(CHUNKS_IN_FLIGHT);
+        let (empties, used) = channel();
+        let hasher = is_packed.then(Sha256::new);
+        let chunks = Self { receiver, empties, chunk: Chunk::default(), consumed: 0, hasher };
+        (Sink { filled, empties: used }, chunks)
     }
 
-    /// Reads the stream to its end and returns the digest of all of it.
-    pub(super) fn finish(mut self) -> Result<DiffId, LayerError> {
-        while let Some(len) =
-            Some(self.fill_buf().map_err(|source| LayerError::Read { source })?.len())
-                .filter(|len| *len > 0)
-        {
+    /// Reads the stream to its end and returns the digest of all of it, if it was hashed.
+    pub(super) fn finish(mut self) -> Result<Option<DiffId>, LayerError> {
+        while let len @ 1.. = self.fill_buf().map_err(read_fault)?.len() {
             self.consume(len);
         }
-        Ok(DiffId(Digest::from_hasher(self.hasher)))
+        Ok(self.hasher.map(|hasher| DiffId(Digest::from_hasher(hasher))))
     }
 }
 
 impl BufRead for Chunks {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.consumed == self.chunk.len() {
+        if self.consumed == self.chunk.filled {
             // A closed channel is the end: the sender's own result says whether it was the right one.
-            self.chunk = self.receiver.recv().unwrap_or_default();
+            let next = self.receiver.recv().unwrap_or_default();
+            // Nobody takes it back at the end of the stream.
+            let _ = self.empties.send(std::mem::replace(&mut self.chunk, next));
             self.consumed = 0;
-            self.hasher.update(&self.chunk);
+            if let Some(hasher) = &mut self.hasher {
+                hasher.update(&self.chunk.bytes[..self.chunk.filled]);
+            }
         }
-        Ok(&self.chunk[self.consumed..])
+        Ok(&self.chunk.bytes[self.consumed..self.chunk.filled])
     }
 
     fn consume(&mut self, count: usize) {

@@ -116,6 +116,7 @@ impl StagedLayer {
             path: &self.partial.path,
             record: &self.record.file,
             block_size: store.block_size,
+            limits: store.limits,
         }
     }
 

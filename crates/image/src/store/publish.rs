@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::files::{Temporary, create_directory, sync_directory, write_fault, write_synced};
 use super::layers::{PARTIAL_SUFFIX, Partial};
 use super::{ImageStore, Lease};
-use crate::erofs::write::{Plan, ROOT_NID};
+use crate::erofs::write::Plan;
 use crate::erofs::{HEAD_BYTES, Superblock, read};
 use crate::merge::Merger;
 use crate::tree::{Part, Tree};
@@ -114,7 +114,7 @@ impl ImageStore {
             blocks: block(end)?,
             inodes: plan.inodes(),
             meta_block: block(HEAD_BYTES)?,
-            root_nid: ROOT_NID,
+            root_nid: plan.root_nid(),
             uuid: digest.uuid(),
         };
         let write = || {

@@ -12,13 +12,14 @@ use crate::tarball::{Item, directory, entry, file, hard_link, symlink, tarball};
 use crate::tools::{Mount, is_root, layout, run, text};
 
 /// A POSIX ACL as the kernel stores it: version 2; owner, user 1000, group, mask, others.
-const ACL: [u8; 44] = [
+pub(crate) const ACL: [u8; 44] = [
     2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 232, 3, 0, 0, 4, 0, 4, 0, 255, 255,
     255, 255, 16, 0, 6, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255,
 ];
 
 /// `cap_net_raw=ep`, as `setcap` stores it.
-const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+pub(crate) const CAPABILITY: [u8; 20] =
+    [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// Layers that between them use everything a layer may say.
 fn layers() -> Vec<Vec<u8>> {
@@ -110,19 +111,19 @@ fn layers() -> Vec<Vec<u8>> {
     [base, changes, Vec::new(), deletes, back].iter().map(|items| tarball(items)).collect()
 }
 
-fn load(store: &TempDir, layout: &TempDir, block_size: BlockSize) -> Result<Image> {
+pub(crate) fn load(store: &TempDir, layout: &TempDir, block_size: BlockSize) -> Result<Image> {
     let store = ImageStore::open(store.path()).with_block_size(block_size);
     let source = ArchiveSource::Path(layout.path().join("layout"));
     Ok(store.load(source, Some(&"fidelity".parse()?), &Silent)?.remove(0))
 }
 
-fn raw_disk(image: &Image, directory: &TempDir) -> Result<std::path::PathBuf> {
+pub(crate) fn raw_disk(image: &Image, directory: &TempDir) -> Result<std::path::PathBuf> {
     let raw = directory.path().join("disk.raw");
     run("qemu-img", &["convert", "-O", "raw", text(image.disk())?, text(&raw)?])?;
     Ok(raw)
 }
 
-fn unpacked(layout: &TempDir) -> Result<Snapshot> {
+pub(crate) fn unpacked(layout: &TempDir) -> Result<Snapshot> {
     let bundle = layout.path().join("bundle");
     let image = format!("{}:latest", text(&layout.path().join("layout"))?);
     run("umoci", &["unpack", "--image", &image, text(&bundle)?])?;
@@ -131,10 +132,15 @@ fn unpacked(layout: &TempDir) -> Result<Snapshot> {
 
 /// Unpacking leaves the present time on directories that no entry describes, and on the root. What an image has
 /// there instead is told here.
-fn take_known_times(expected: &mut Snapshot, actual: &Snapshot, started: i64) {
+pub(crate) fn take_known_times(
+    expected: &mut Snapshot,
+    actual: &Snapshot,
+    started: i64,
+    root: (i64, u32),
+) {
     for (path, node) in expected.iter_mut().filter(|(_, node)| node.mtime.0 >= started) {
         assert_eq!(node.kind, 'd', "{path:?} has no time of its own");
-        node.mtime = if path.is_empty() { (1_600_000_000, 5) } else { (0, 0) };
+        node.mtime = if path.is_empty() { root } else { (0, 0) };
         assert_eq!(actual.get(path).map(|node| node.mtime), Some(node.mtime), "{path:?}");
     }
 }
@@ -151,7 +157,7 @@ fn image_equals_what_umoci_unpacks_at_both_block_sizes() -> Result<()> {
         let directory = TempDir::new()?;
         let image = load(&directory, &layout, block_size)?;
         let read = snapshot::of_image(&image)?;
-        take_known_times(&mut expected, &read, started);
+        take_known_times(&mut expected, &read, started, (1_600_000_000, 5));
         assert_same(&read, &expected, &format!("erofs-rs, {block_size:?}"));
         let mount = Mount::erofs(&raw_disk(&image, &directory)?)?;
         let mounted = snapshot::of_directory(&mount.path)?;

@@ -7,7 +7,7 @@ use std::io::{Cursor, Write};
 use std::path::Path;
 
 use anyhow::Result;
-use microsandbox_image::{ArchiveSource, Digest, Error, ImageStore, LayerError, Silent};
+use microsandbox_image::{ArchiveSource, Digest, Error, Image, ImageStore, LayerError, Silent};
 use tempfile::TempDir;
 
 use crate::tarball::{Item, directory, entry, file, hard_link, header, seal, symlink, tarball};
@@ -19,7 +19,7 @@ pub(crate) fn docker_archive(layers: &[Vec<u8>]) -> Vec<u8> {
     archive_promising(layers, &diff_ids)
 }
 
-fn archive_promising(layers: &[Vec<u8>], diff_ids: &[String]) -> Vec<u8> {
+pub(crate) fn archive_promising(layers: &[Vec<u8>], diff_ids: &[String]) -> Vec<u8> {
     let config = format!(
         r#"{{"architecture":"amd64","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":{diff_ids:?}}}}}"#
     );
@@ -29,6 +29,14 @@ fn archive_promising(layers: &[Vec<u8>], diff_ids: &[String]) -> Vec<u8> {
         names.iter().zip(layers).map(|(name, layer)| file(name, layer)).collect();
     items.extend([file("config.json", config), file("manifest.json", manifest)]);
     tarball(&items)
+}
+
+/// The one image of an archive that is good, in a store of its own.
+pub(crate) fn load_stream(archive: Vec<u8>) -> Result<(TempDir, Image)> {
+    let directory = TempDir::new()?;
+    let source = ArchiveSource::Stream(Box::new(Cursor::new(archive)));
+    let image = ImageStore::open(directory.path()).load(source, None, &Silent)?.remove(0);
+    Ok((directory, image))
 }
 
 fn load(store: &ImageStore, archive: Vec<u8>) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 mod fidelity;
 mod hostile;
+mod made;
 mod save;
 mod snapshot;
 mod sources;

@@ -36,6 +36,14 @@ pub(crate) type Snapshot = BTreeMap<Vec<u8>, Node>;
 
 /// Compares and tells the first differences in full: two whole trees say nothing to a reader.
 pub(crate) fn assert_same(actual: &Snapshot, expected: &Snapshot, what: &str) {
+    let mut differences = differences(actual, expected);
+    let count = differences.len();
+    differences.truncate(12);
+    assert!(count == 0, "{what}: {count} differences\n{}", differences.join("\n"));
+}
+
+/// What is not the same, a text for each path that begins with it.
+pub(crate) fn differences(actual: &Snapshot, expected: &Snapshot) -> Vec<String> {
     let mut differences = Vec::new();
     for path in actual.keys().chain(expected.keys()) {
         let (actual, expected) = (actual.get(path), expected.get(path));
@@ -44,10 +52,9 @@ pub(crate) fn assert_same(actual: &Snapshot, expected: &Snapshot, what: &str) {
             differences.push(format!("{path}\n  is       {actual:?}\n  expected {expected:?}"));
         }
     }
+    differences.sort();
     differences.dedup();
-    let count = differences.len();
-    differences.truncate(12);
-    assert!(count == 0, "{what}: {count} differences\n{}", differences.join("\n"));
+    differences
 }
 
 /// The tree of a directory on this host.
