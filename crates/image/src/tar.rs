@@ -46,6 +46,12 @@ struct Described {
     link: Option<Vec<u8>>,
 }
 
+impl Described {
+    fn is_empty(&self) -> bool {
+        self.name.is_none() && self.link.is_none() && self.records.is_empty()
+    }
+}
+
 /// Reads entries one after the other; what is left of an entry's data is skipped by the next call.
 pub(crate) struct Reader<R> {
     input: R,
@@ -69,7 +75,13 @@ impl<R: BufRead> Reader<R> {
         (self.pending, self.padding) = (0, 0);
         let mut described = Described::default();
         loop {
-            let Some(block) = self.block()? else { return Ok(None) };
+            let Some(block) = self.block()? else {
+                return match described.is_empty() {
+                    true => Ok(None),
+                    // The entry that was described is missing.
+                    false => Err(LayerError::Truncated { offset: self.offset }),
+                };
+            };
             let header = Header::parse(&block)
                 .map_err(|reason| LayerError::Header { offset: self.offset - BLOCK, reason })?;
             let taken = match header.kind {

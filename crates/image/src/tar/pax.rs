@@ -17,6 +17,10 @@ pub(super) struct Records {
 }
 
 impl Records {
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.sparse_pairs.is_empty()
+    }
+
     /// Adds the records in `bytes`.
     pub(super) fn extend(&mut self, mut bytes: &[u8]) -> Result<(), &'static str> {
         const FAULT: &str = "a PAX record is malformed";

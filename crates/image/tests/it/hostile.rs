@@ -7,7 +7,9 @@ use std::io::{Cursor, Write};
 use std::path::Path;
 
 use anyhow::Result;
-use microsandbox_image::{ArchiveSource, Digest, Error, Image, ImageStore, LayerError, Silent};
+use microsandbox_image::{
+    ArchiveSource, Digest, EntryFault, Error, Image, ImageStore, LayerError, Limits, Silent,
+};
 use tempfile::TempDir;
 
 use crate::tarball::{Item, directory, entry, file, hard_link, header, seal, symlink, tarball};
@@ -175,12 +177,107 @@ fn a_layer_cut_off_anywhere_is_refused() -> Result<()> {
     let whole =
         tarball(&[file("first", [1; 700]).xattr("user.a", b"b"), file("second", [2; 1500])]);
     let end = whole.len() - 1024;
-    let boundary = (end - 512 - 1536, end);
-    for cut in (1..end).step_by(97) {
-        if cut == boundary.0 {
-            continue;
+    // Archives without an end marker exist: one that stops between entries is taken for whole.
+    let boundary = end - 512 - 1536;
+    let directory = TempDir::new()?;
+    let store = ImageStore::open(directory.path());
+    load(&store, docker_archive(&[tarball(&[file("good", "x")])]))?;
+    let before = files(directory.path())?;
+    for cut in (1..end).filter(|cut| *cut != boundary) {
+        match load(&store, docker_archive(&[whole[..cut].to_vec()])) {
+            Err(Error::Layer { image, source, .. }) => {
+                let is_told =
+                    matches!(*source, LayerError::Truncated { .. } | LayerError::Header { .. });
+                anyhow::ensure!(image == "a:b" && is_told, "cut at {cut}: {source:?}");
+            }
+            other => anyhow::bail!("cut at {cut}: {other:?}"),
         }
-        check(&format!("cut at {cut}"), docker_archive(&[whole[..cut].to_vec()]), "")?;
+    }
+    anyhow::ensure!(files(directory.path())? == before, "the store changed");
+    Ok(())
+}
+
+#[test]
+fn a_bad_entry_is_named_with_its_image_and_layer() -> Result<()> {
+    let bad = tarball(&[file("fine", "x"), file("a/../b", "x")]);
+    let digest = Digest::of(&bad);
+    let directory = TempDir::new()?;
+    let store = ImageStore::open(directory.path());
+    match load(&store, docker_archive(&[tarball(&[]), bad])) {
+        Err(Error::Layer { image, layer, source }) => {
+            assert_eq!((image.as_str(), layer), ("a:b", digest));
+            let expected = EntryFault::ParentReference;
+            assert!(
+                matches!(&*source, LayerError::Entry { entry, fault }
+                    if entry == "a/../b" && *fault == expected),
+                "{source:?}"
+            );
+        }
+        other => anyhow::bail!("{other:?}"),
+    }
+    assert_eq!(files(directory.path())?, BTreeMap::new());
+    Ok(())
+}
+
+#[test]
+fn links_lead_to_no_place_but_the_images_own() -> Result<()> {
+    let outside = TempDir::new()?;
+    let target = text(outside.path())?;
+    let (_store, image) = load_stream(docker_archive(&[tarball(&[
+        symlink("out", target),
+        symlink("up", format!("../../../../..{target}")),
+        symlink("through", "up"),
+        file("out/one", "x"),
+        file("up/two", "x"),
+        file("through/three", "x"),
+    ])]))?;
+    assert_eq!(fs::read_dir(outside.path())?.count(), 0, "a file left the image");
+    let tree = crate::snapshot::of_image(&image)?;
+    for name in ["one", "two", "three"] {
+        let path = format!("{}/{name}", target.trim_start_matches('/'));
+        assert!(tree.contains_key(path.as_bytes()), "{path} is missing");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_layer_beyond_its_limits_is_refused() -> Result<()> {
+    // Zeros pack without end: 1.2 GB travel as a few kilobytes.
+    let bomb = || -> Result<Vec<u8>> {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1)?;
+        let mut block = header(b'0', b"zeros", &file("zeros", ""));
+        block[124..135].copy_from_slice(format!("{:011o}", 1200 << 20).as_bytes());
+        seal(&mut block);
+        encoder.write_all(&block)?;
+        for _ in 0..1200 {
+            encoder.write_all(&vec![0; 1 << 20])?;
+        }
+        Ok(encoder.finish()?)
+    };
+    let two_mib = tarball(&[file("f", vec![1; 2 << 20])]);
+    let holes = tarball(&[file("f", "x")
+        .record("GNU.sparse.size", b"2000000")
+        .record("GNU.sparse.map", b"0,1")]);
+    let limits = Limits::default;
+    for (name, layer, limits, expected) in [
+        ("a bomb", bomb()?, limits(), "it unpacks to more than 256 times its size"),
+        ("too many bytes", two_mib, limits().with_layer_bytes(1 << 20), "more than 1048576 bytes"),
+        ("too many holes", holes, limits().with_layer_bytes(1 << 20), "more than 1048576 bytes"),
+        (
+            "too many entries",
+            tarball(&[file("a", ""), file("b", ""), file("c", "")]),
+            limits().with_layer_entries(2),
+            "more than 2 entries",
+        ),
+    ] {
+        let directory = TempDir::new()?;
+        let store = ImageStore::open(directory.path()).with_limits(limits);
+        let promised = [Digest::of(b"never reached").to_string()];
+        let Err(error) = load(&store, archive_promising(&[layer], &promised)) else {
+            anyhow::bail!("{name} was accepted");
+        };
+        assert!(chain(&error).contains(expected), "{name}: {}", chain(&error));
+        assert_eq!(files(directory.path())?, BTreeMap::new(), "{name}");
     }
     Ok(())
 }

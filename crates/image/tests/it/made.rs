@@ -61,7 +61,10 @@ fn furnish(root: &Path) -> Result<()> {
     }
     fs::create_dir(place(b"sticky"))?;
     fs::set_permissions(place(b"sticky"), fs::Permissions::from_mode(0o1777))?;
-    Ok(())
+    // What has no time of its own so far; the present is what umoci gives to names without an entry.
+    let fresh = ["-newermt", "2020-10-01", "!", "-name", "far-future", "-exec", "touch", "-h"];
+    let words = [&[text(root)?], &fresh[..], &["-d", "@1600000000.5", "{}", "+"]].concat();
+    run("find", &words).map(drop)
 }
 
 #[test]

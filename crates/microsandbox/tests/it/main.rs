@@ -4,6 +4,7 @@
 
 mod ends;
 mod exec;
+mod fidelity;
 mod files;
 #[cfg(feature = "stop-at-step")]
 mod kills;
@@ -66,6 +67,7 @@ fn trials() -> Vec<Trial> {
     let trials = [
         ends::trials(),
         exec::trials(),
+        fidelity::trials(),
         files::trials(),
         #[cfg(feature = "stop-at-step")]
         kills::trials(),
