@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use microsandbox::{Mebibytes, Rlimit, RlimitResource};
 
 /// A `KEY=VALUE` pair; `KEY` alone takes the value from msb's own environment.
@@ -68,6 +69,16 @@ pub(crate) fn rlimit(text: &str) -> Result<Rlimit, String> {
         return Err(format!("the soft limit {soft} is above the hard one, {hard}"));
     }
     Ok(Rlimit { resource, soft, hard })
+}
+
+/// Reads a moment: RFC 3339, or a time that lies so far back.
+pub(crate) fn since(text: &str) -> Result<DateTime<Utc>, String> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Ok(time.to_utc());
+    }
+    let expected = || "expected a time such as 2026-01-02T03:04:05Z, or 10m for that long ago";
+    let ago = duration(text).ok().and_then(|ago| TimeDelta::from_std(ago).ok());
+    ago.and_then(|ago| Utc::now().checked_sub_signed(ago)).ok_or_else(|| expected().to_owned())
 }
 
 /// Reads a time: seconds, or with a unit `ms`, `s`, `m`, `h`.

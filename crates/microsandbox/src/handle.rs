@@ -7,12 +7,13 @@ use microsandbox_db::SandboxRow;
 use microsandbox_runtime::{Accel, AgentClient, BootTimes, EndReason, SandboxDir, VmmKind, step};
 
 use crate::{
-    MicrosandboxError, MicrosandboxResult, Sandbox, SandboxConfig, SandboxFilter, SandboxStatus,
-    SandboxStopResult,
+    LogEntry, LogOptions, LogSource, LogStream, LogStreamOptions, MicrosandboxError,
+    MicrosandboxResult, Sandbox, SandboxConfig, SandboxFilter, SandboxStatus, SandboxStopResult,
     config::STOP_TIMEOUT,
     create::{self, Mode},
     history,
     home::Home,
+    logs,
     sandbox::{ended, stop_result},
     status::reconcile,
     thread::on_thread,
@@ -46,15 +47,6 @@ pub struct RunInfo {
     pub end: Option<EndReason>,
     /// The last of the guest's console, if it has ended.
     pub console_tail: Option<String>,
-}
-
-/// The logs of a sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogSource {
-    /// The guest's console.
-    Kernel,
-    /// The supervisor and the VMM.
-    Runtime,
 }
 
 impl SandboxHandle {
@@ -159,7 +151,24 @@ impl SandboxHandle {
         match source {
             LogSource::Kernel => self.dir.kernel_log_path(),
             LogSource::Runtime => self.dir.runtime_log_path(),
+            LogSource::Stderr | LogSource::Stdout => self.dir.exec_log_path(),
         }
+    }
+
+    /// What its logs hold, running or not. Changes nothing.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::File`] when a log cannot be read; one that was never written is empty.
+    pub async fn logs(&self, options: &LogOptions) -> MicrosandboxResult<Vec<LogEntry>> {
+        logs::read(&self.dir, options).await
+    }
+
+    /// What its logs hold, and what comes until the run ends.
+    ///
+    /// # Errors
+    /// As [`SandboxHandle::logs`].
+    pub async fn log_stream(&self, options: &LogStreamOptions) -> MicrosandboxResult<LogStream> {
+        LogStream::begin(&self.dir, options).await
     }
 
     /// The directory of its disk, records and logs.

@@ -37,6 +37,7 @@ mod handle;
 mod history;
 mod home;
 mod link;
+mod logs;
 mod names;
 mod sandbox;
 mod status;
@@ -62,8 +63,9 @@ pub use fs::{
     FsCopyOptions, FsEntry, FsEntryKind, FsMetadata, FsReadStream, FsSetAttrs, FsWriteSink,
     SandboxFs,
 };
-pub use handle::{LogSource, RunInfo, SandboxHandle};
+pub use handle::{RunInfo, SandboxHandle};
 pub use history::PastRun;
+pub use logs::{LogEntry, LogOptions, LogSource, LogStream, LogStreamOptions};
 pub use microsandbox_archive::Error as ArchiveError;
 pub use microsandbox_image::{Progress, PullProgress, Reference};
 pub use microsandbox_runtime::{Accel, BootTimes, EndReason, VmmChoice, VmmKind};

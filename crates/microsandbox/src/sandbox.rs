@@ -12,15 +12,16 @@ use microsandbox_runtime::{
 };
 
 use crate::{
-    AttachEnd, AttachOptionsBuilder, ExecHandle, ExecOptionsBuilder, ExecOutput, MicrosandboxError,
-    MicrosandboxResult, SandboxBuilder, SandboxConfig, SandboxFilter, SandboxFs, SandboxHandle,
-    SandboxStatus, attach,
+    AttachEnd, AttachOptionsBuilder, ExecHandle, ExecOptionsBuilder, ExecOutput, LogEntry,
+    LogOptions, LogStream, LogStreamOptions, MicrosandboxError, MicrosandboxResult, SandboxBuilder,
+    SandboxConfig, SandboxFilter, SandboxFs, SandboxHandle, SandboxStatus, attach,
     config::STOP_TIMEOUT,
     create::{self, Mode, PullProgressHandle},
     exec::{self, ExecOptions},
     history::{self, PastRun},
     home::Home,
     link::Link,
+    logs,
 };
 
 /// Time beyond an orderly end's own in which the supervisor must have written the end down.
@@ -330,6 +331,22 @@ impl Sandbox {
     /// Its files.
     pub fn fs(&self) -> SandboxFs<'_> {
         SandboxFs::new(&self.inner.link)
+    }
+
+    /// What its logs hold. Changes nothing.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::File`] when a log cannot be read.
+    pub async fn logs(&self, options: &LogOptions) -> MicrosandboxResult<Vec<LogEntry>> {
+        logs::read(&self.inner.link.dir, options).await
+    }
+
+    /// What its logs hold, and what comes until it ends.
+    ///
+    /// # Errors
+    /// As [`Sandbox::logs`].
+    pub async fn log_stream(&self, options: &LogStreamOptions) -> MicrosandboxResult<LogStream> {
+        LogStream::begin(&self.inner.link.dir, options).await
     }
 
     /// Runs a command and collects its output.

@@ -13,10 +13,12 @@
 
 mod client;
 mod error;
+mod exec_log;
 mod handover;
 mod launch;
 mod link;
 mod lock;
+mod log_watch;
 mod orders;
 mod program;
 mod record;
@@ -34,8 +36,10 @@ pub use client::{
     jobs::{JobStream, JobUpdate},
 };
 pub use error::{Error, Result};
+pub use exec_log::{ExecContent, ExecLogReader, ExecRecord};
 pub use launch::{Launched, Owner, launch};
 pub use lock::SandboxLock;
+pub use log_watch::LogWatch;
 pub use orders::{Guest, LaunchConfig};
 pub use program::Program;
 pub use record::{BootStep, BootTimes, EndReason, ExitRecord, RunRecord, VmmExit};

@@ -7,7 +7,7 @@
 //!    run.json     the last run: who, when, with what
 //!    exit.json    how the last run ended; absent while it runs
 //!    agent.sock   the relay, while it runs
-//!    logs/        kernel.log (console), runtime.log (supervisor)
+//!    logs/        exec.log (commands), kernel.log (console), runtime.log (supervisor)
 //! ```
 
 use std::{
@@ -59,6 +59,16 @@ impl SandboxDir {
     /// The relay's socket.
     pub fn socket_path(&self) -> PathBuf {
         self.root.join("agent.sock")
+    }
+
+    /// The folder of all logs.
+    pub fn logs_path(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    /// What commands wrote, older parts in `exec.log.1` and `.2`.
+    pub fn exec_log_path(&self) -> PathBuf {
+        self.root.join("logs/exec.log")
     }
 
     /// The guest's console, oldest part in `kernel.log.1`.

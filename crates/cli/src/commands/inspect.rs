@@ -43,6 +43,7 @@ struct Inspection {
 
 #[derive(Debug, Serialize)]
 struct Logs {
+    exec: PathBuf,
     kernel: PathBuf,
     runtime: PathBuf,
 }
@@ -95,6 +96,7 @@ impl Inspection {
             updated_at: handle.updated_at(),
             directory: handle.path().to_owned(),
             logs: Logs {
+                exec: handle.log_path(LogSource::Stdout),
                 kernel: handle.log_path(LogSource::Kernel),
                 runtime: handle.log_path(LogSource::Runtime),
             },

@@ -1,33 +1,44 @@
-//! `msb logs`: what a guest's console and its supervisor said, byte for byte.
+//! `msb logs`: what a sandbox's commands wrote, what its console and its supervisor said.
 
-use std::{
-    fs::File,
-    io::{self, Read, Seek, SeekFrom},
-    path::Path,
-};
+use std::io::{self, Write};
 
-use anyhow::Context as _;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use chrono::{DateTime, SecondsFormat, Utc};
 use clap::ValueEnum;
-use microsandbox::{LogSource, Sandbox};
+use microsandbox::{LogEntry, LogOptions, LogSource, LogStreamOptions, Sandbox};
+use serde_json::json;
 
-use crate::output;
+use crate::{output, report, values};
 
 /// Arguments of `msb logs`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Name of the sandbox
     name: String,
-    /// Which log
-    #[arg(long, value_enum, default_value_t = Source::Kernel)]
-    source: Source,
+    /// Go on with what comes until the sandbox ends
+    #[arg(short, long)]
+    follow: bool,
     /// Only the last lines, so many
     #[arg(long, value_name = "LINES")]
     tail: Option<usize>,
+    /// Only what came since then: a time such as 2026-01-02T03:04:05Z, or so long ago, such as 10m
+    #[arg(long, value_name = "TIME", value_parser = values::since)]
+    since: Option<DateTime<Utc>>,
+    /// Which logs; several with commas [default: stdout,stderr]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    source: Vec<Source>,
+    /// How to write them
+    #[arg(long, value_enum, default_value_t = Format::Raw)]
+    format: Format,
 }
 
 /// The logs there are.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Source {
+    /// Standard output of commands, or their terminals
+    Stdout,
+    /// Standard error of commands
+    Stderr,
     /// The guest's console
     Kernel,
     /// The supervisor and the VMM
@@ -37,87 +48,80 @@ enum Source {
 impl From<Source> for LogSource {
     fn from(source: Source) -> Self {
         match source {
+            Source::Stdout => Self::Stdout,
+            Source::Stderr => Self::Stderr,
             Source::Kernel => Self::Kernel,
             Source::Runtime => Self::Runtime,
         }
     }
 }
 
-/// Shows a log. One that was never written is empty.
+/// How to write entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Byte for byte, standard error of commands to standard error
+    Raw,
+    /// A line of JSON each; see docs/cli.md
+    Json,
+}
+
+/// Shows logs. One that was never written is empty.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let path = Sandbox::get(&args.name).await?.log_path(args.source.into());
-    let Some(mut log) = open(&path).with_context(|| format!("open {}", path.display()))? else {
-        return Ok(());
+    let sandbox = Sandbox::get(&args.name).await?;
+    let Args { tail, since, format, .. } = args;
+    let sources = args.source.into_iter().map(LogSource::from).collect();
+    if !args.follow {
+        let options = LogOptions { tail, since, until: None, sources };
+        let entries = sandbox.logs(&options).await?;
+        return entries.iter().try_for_each(|entry| show(entry, format));
+    }
+    let mut stream = sandbox.log_stream(&LogStreamOptions { tail, since, sources }).await?;
+    while let Some(entry) = stream.recv().await? {
+        show(&entry, format)?;
+    }
+    Ok(())
+}
+
+fn show(entry: &LogEntry, format: Format) -> anyhow::Result<()> {
+    match (format, entry.missing) {
+        (Format::Json, _) => output::written(writeln!(io::stdout(), "{}", as_json(entry))),
+        (Format::Raw, Some(0)) => {
+            report::note("a part of the log is missing here");
+            Ok(())
+        }
+        (Format::Raw, Some(bytes)) => {
+            report::note(format_args!("{bytes} bytes are missing here"));
+            Ok(())
+        }
+        (Format::Raw, None) if entry.source == LogSource::Stderr => {
+            output::written(io::stderr().write_all(&entry.data))
+        }
+        (Format::Raw, None) => {
+            let mut stdout = io::stdout().lock();
+            // At once: a prompt has no line end.
+            output::written(stdout.write_all(&entry.data).and_then(|()| stdout.flush()))
+        }
+    }
+}
+
+fn as_json(entry: &LogEntry) -> serde_json::Value {
+    let (text, base64) = match str::from_utf8(&entry.data) {
+        _ if entry.missing.is_some() => (None, None),
+        Ok(text) => (Some(text), None),
+        Err(_) => (None, Some(STANDARD.encode(&entry.data))),
     };
-    if let Some(lines) = args.tail {
-        seek_to_tail(&mut log, lines).with_context(|| format!("read {}", path.display()))?;
-    }
-    output::written(io::copy(&mut log, &mut io::stdout().lock())).map(drop)
-}
-
-fn open(path: &Path) -> io::Result<Option<File>> {
-    match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        file => file.map(Some),
-    }
-}
-
-/// One step backwards through a log.
-const STEP_BYTES: usize = 64 * 1024;
-
-/// Places `log` where its last `lines` lines begin. A line end at the very end begins no line.
-fn seek_to_tail(log: &mut (impl Read + Seek), lines: usize) -> io::Result<()> {
-    let end = log.seek(SeekFrom::End(0))?;
-    let mut to_pass = lines;
-    let mut position = end;
-    let mut step = vec![0; STEP_BYTES];
-    while position > 0 {
-        let len = position.min(STEP_BYTES as u64);
-        position -= len;
-        let step = &mut step[..usize::try_from(len).expect("at most one step")];
-        log.seek(SeekFrom::Start(position))?;
-        log.read_exact(step)?;
-        for (offset, _) in step.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
-            let line_start = position + offset as u64 + 1;
-            if line_start == end {
-                continue;
-            }
-            to_pass = to_pass.saturating_sub(1);
-            if to_pass == 0 {
-                log.seek(SeekFrom::Start(if lines == 0 { end } else { line_start }))?;
-                return Ok(());
-            }
-        }
-    }
-    log.seek(SeekFrom::Start(if lines == 0 { end } else { 0 })).map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Cursor;
-
-    use super::*;
-
-    #[test]
-    fn tail_begins_at_the_line_asked_for() {
-        let long = format!("{}\nlast\n", "x".repeat(3 * STEP_BYTES));
-        for (text, lines, expected) in [
-            ("a\nb\nc\n", 2, "b\nc\n"),
-            ("a\nb\nc", 2, "b\nc"),
-            ("a\nb\nc\n", 3, "a\nb\nc\n"),
-            ("a\nb\nc\n", 9, "a\nb\nc\n"),
-            ("a\nb\n", 0, ""),
-            ("a", 0, ""),
-            ("\n\n", 1, "\n"),
-            ("", 5, ""),
-            (&long, 1, "last\n"),
-            (&long, 2, &long),
-        ] {
-            let mut log = Cursor::new(text.as_bytes());
-            seek_to_tail(&mut log, lines).unwrap();
-            let mut tail = String::new();
-            log.read_to_string(&mut tail).unwrap();
-            assert_eq!(tail, expected, "{lines} of {} bytes", text.len());
-        }
-    }
+    json!({
+        "time": entry.time.map(|time| time.to_rfc3339_opts(SecondsFormat::Micros, true)),
+        "source": match entry.source {
+            LogSource::Kernel => "kernel",
+            LogSource::Runtime => "runtime",
+            LogSource::Stderr => "stderr",
+            LogSource::Stdout => "stdout",
+            _ => "other",
+        },
+        "exec": entry.exec,
+        "text": text,
+        "base64": base64,
+        "missing_bytes": entry.missing,
+    })
 }

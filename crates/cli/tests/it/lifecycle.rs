@@ -99,9 +99,9 @@ fn what_is_told_of_a_sandbox_is_what_it_was_made_with() {
     let words = "echo first > /dev/console; echo second > /dev/console";
     home.check(&["exec", "-u", "root", "web", "--", "sh", "-c", words], 0, "", "");
     home.check(&["stop", "web"], 0, "web\n", "");
-    let console = home.run(&["logs", "web"]).stdout;
+    let console = home.run(&["logs", "web", "--source", "kernel"]).stdout;
     assert!(console.contains("first\r\nsecond\r\n"), "{console:?}");
-    let tail = home.run(&["logs", "web", "--tail", "1"]).stdout;
+    let tail = home.run(&["logs", "web", "--source", "kernel", "--tail", "1"]).stdout;
     assert!(tail.lines().count() == 1 && console.ends_with(&tail), "{tail:?}");
     let end = &json(&home, &["inspect", "web"])["last_run"]["end"];
     assert_eq!(end["kind"], "stop_requested");

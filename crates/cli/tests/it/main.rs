@@ -10,6 +10,7 @@ mod execs;
 mod home;
 mod images;
 mod lifecycle;
+mod logs;
 mod refusals;
 mod registry;
 mod runs;

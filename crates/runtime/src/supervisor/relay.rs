@@ -9,9 +9,13 @@ use microsandbox_protocol::{
     Credit, Ended, Exec, ExecStarted, Frame, Kill, Kind, LimitedExec, Message, Ping, Pong, Ready,
     SendWindow, Stop, StreamId, Unsupported, Welcome, opening_window,
 };
-use tokio::{io::AsyncWrite, task::JoinHandle, time::timeout};
+use tokio::{
+    io::AsyncWrite,
+    task::{AbortHandle, JoinHandle},
+    time::timeout,
+};
 
-use crate::link::FrameSender;
+use crate::{ExecContent, exec_log::ExecLog, link::FrameSender};
 
 /// Number of a client among those connected; its streams are `id << 16 ..`.
 pub(super) type ClientId = u16;
@@ -41,6 +45,8 @@ pub(super) struct Relay {
     /// their way from the guest and must not reach the next one.
     last_client: ClientId,
     streams: HashMap<StreamId, Stream>,
+    /// None when it could not be begun.
+    log: Option<ExecLog>,
 }
 
 #[derive(Debug)]
@@ -48,10 +54,14 @@ struct Client {
     sender: FrameSender,
     /// Ends when all that was sent is written.
     writer: JoinHandle<()>,
+    /// Reads what it sends.
+    reader: Option<AbortHandle>,
 }
 
 #[derive(Debug)]
 struct Stream {
+    /// Its number in the log.
+    exec: u64,
     started: bool,
     to_client: SendWindow,
     to_guest: SendWindow,
@@ -75,8 +85,16 @@ pub(super) enum GuestNews {
 }
 
 impl Relay {
-    pub(super) fn new(agent: FrameSender, ready: Ready) -> Self {
-        Self { agent, ready, clients: HashMap::new(), last_client: 0, streams: HashMap::new() }
+    pub(super) fn new(agent: FrameSender, ready: Ready, log: Option<ExecLog>) -> Self {
+        let (clients, streams) = (HashMap::new(), HashMap::new());
+        Self { agent, ready, clients, last_client: 0, streams, log }
+    }
+
+    /// Writes the log of commands to its end.
+    pub(super) async fn close_log(&mut self) {
+        if let Some(log) = self.log.take() {
+            log.close().await;
+        }
     }
 
     /// Takes a client in and greets it; `None` when there are too many.
@@ -97,7 +115,7 @@ impl Relay {
         };
         let (sender, writer) = FrameSender::start_watched(output);
         sender.send(welcome.to_frame(0));
-        self.clients.insert(free, Client { sender, writer });
+        self.clients.insert(free, Client { sender, writer, reader: None });
         Some(free)
     }
 
@@ -106,13 +124,22 @@ impl Relay {
         self.streams.is_empty()
     }
 
-    /// Forgets a client; its commands are killed.
+    /// Names the task that reads what a client sends: it ends with the client.
+    pub(super) fn set_reader(&mut self, client: ClientId, reader: AbortHandle) {
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.reader = Some(reader);
+        }
+    }
+
+    /// Forgets a client and closes its link; its commands are killed.
     pub(super) fn remove_client(&mut self, client: ClientId) {
-        self.clients.remove(&client);
+        if let Some(reader) = self.clients.remove(&client).and_then(|client| client.reader) {
+            reader.abort();
+        }
         let orphans: Vec<StreamId> =
             self.streams.keys().copied().filter(|stream| owner(*stream) == client).collect();
         for stream in orphans {
-            self.streams.remove(&stream);
+            self.forget(stream);
             self.agent.send(Kill {}.to_frame(stream));
         }
     }
@@ -145,6 +172,10 @@ impl Relay {
         client: ClientId,
         frame: Frame,
     ) -> Result<Option<Stop>, ClientLied> {
+        if !self.clients.contains_key(&client) {
+            // It was dropped while this was on its way.
+            return Ok(None);
+        }
         if frame.stream == 0 {
             return self.on_client_control(client, &frame);
         }
@@ -188,7 +219,7 @@ impl Relay {
             Some(Kind::Signal | Kind::Resize) if self.streams.contains_key(&frame.stream) => {
                 self.agent.send(frame);
             }
-            Some(Kind::Kill) if self.streams.remove(&frame.stream).is_some() => {
+            Some(Kind::Kill) if self.forget(frame.stream) => {
                 self.agent.send(frame);
             }
             Some(Kind::Signal | Kind::Resize | Kind::Kill) => {}
@@ -229,7 +260,9 @@ impl Relay {
         if open >= MAX_STREAMS {
             return Err(ClientLied("too many commands at once"));
         }
+        let exec = self.log.as_mut().map_or(0, ExecLog::begin);
         let stream = Stream {
+            exec,
             started: false,
             to_client: SendWindow::new(window),
             to_guest: SendWindow::new(0),
@@ -238,6 +271,15 @@ impl Relay {
             return Err(ClientLied("a stream that is in use"));
         }
         Ok(())
+    }
+
+    /// Forgets a stream; false when it is not there.
+    fn forget(&mut self, stream: StreamId) -> bool {
+        let Some(stream) = self.streams.remove(&stream) else { return false };
+        if let Some(log) = &mut self.log {
+            log.end(stream.exec);
+        }
+        true
     }
 
     fn answer_unsupported(&self, client: ClientId, frame: &Frame) {
@@ -263,6 +305,14 @@ impl Relay {
             Some(Kind::Stdout | Kind::Stderr) => {
                 let spent = stream.to_client.spend(frame.body.len());
                 spent.map_err(|error| GuestLied(error.to_string()))?;
+                if let Some(log) = &mut self.log {
+                    let bytes = frame.body.clone();
+                    let content = match kind {
+                        Some(Kind::Stderr) => ExecContent::Stderr(bytes),
+                        _ => ExecContent::Stdout(bytes),
+                    };
+                    log.write(stream.exec, content);
+                }
             }
             Some(Kind::ExecStarted) => {
                 let started = ExecStarted::from_frame(&frame).map_err(malformed)?;
@@ -281,7 +331,7 @@ impl Relay {
             _ => return Ok(GuestNews::None),
         }
         if ended {
-            self.streams.remove(&frame.stream);
+            self.forget(frame.stream);
         }
         if let Some(client) = self.clients.get(&owner(frame.stream)) {
             // The guest put a stream's frames in order; control must not overtake output here.
@@ -308,7 +358,7 @@ mod tests {
             kernel_release: "6.12".into(),
             timings: microsandbox_protocol::BootTimings::default(),
         };
-        Relay::new(FrameSender::start(tokio::io::sink()), ready)
+        Relay::new(FrameSender::start(tokio::io::sink()), ready, None)
     }
 
     fn exec(stream: StreamId, window: u32) -> Frame {

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     EndReason, ExitRecord, LaunchConfig, RunRecord, SandboxDir, VmmExit,
+    exec_log::ExecLog,
     link::FrameReader,
     orders::{DETACH, Progress},
     record::BootTimes,
@@ -140,7 +141,9 @@ async fn live(
     step::reached("supervisor.ready");
     masters.tell(&Progress::Ready(Box::new(record.clone()))).await;
     let (reason, forced) = session.serve(&mut machine, record, masters).await;
-    (machine.end(config, reason, forced).await, Some(session.relay))
+    let end = machine.end(config, reason, forced).await;
+    session.relay.close_log().await;
+    (end, Some(session.relay))
 }
 
 /// Everything that is there only while the guest takes commands.
@@ -216,7 +219,10 @@ impl<'a> Session<'a> {
         let listener = UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
         let (to_session, from_clients) = mpsc::channel(CLIENT_QUEUE);
-        let relay = Relay::new(machine.agent.clone(), ready);
+        let log = ExecLog::start(dir.logs_path()).inspect_err(|error| {
+            tracing::warn!(%error, "no log of commands");
+        });
+        let relay = Relay::new(machine.agent.clone(), ready, log.ok());
         let limits = Limits::new(config.idle_timeout, config.max_duration);
         Ok(Self { config, dir, relay, listener, from_clients, to_session, limits, stopping: None })
     }
@@ -298,7 +304,7 @@ impl<'a> Session<'a> {
             return;
         };
         let to_session = self.to_session.clone();
-        tokio::spawn(async move {
+        let reader = tokio::spawn(async move {
             let mut reader = FrameReader::new(input, "client");
             loop {
                 // A broken frame ends the client like a hang-up does.
@@ -309,6 +315,7 @@ impl<'a> Session<'a> {
                 }
             }
         });
+        self.relay.set_reader(client, reader.abort_handle());
     }
 
     /// Begins an orderly end, or brings forward the deadline of one under way.
