@@ -25,6 +25,9 @@ pub(crate) struct Definition {
     /// Memory: a number of MiB, or one with a unit, such as 2G
     #[arg(long, default_value = "512M", value_parser = values::memory)]
     memory: Mebibytes,
+    /// Size of the writable disk, which takes only what is written to it
+    #[arg(long, default_value = "4G", value_parser = values::memory)]
+    disk: Mebibytes,
     /// Stop it when nothing has been under way in it for this time, such as 10m
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     idle_timeout: Option<u64>,
@@ -76,6 +79,7 @@ impl Definition {
             .image(self.image)
             .cpus(self.cpus)
             .memory(self.memory)
+            .oci_upper_size(self.disk)
             .envs(self.env.into_iter().filter_map(Variable::resolve))
             .labels(self.label)
             .pull_policy(self.pull.into())

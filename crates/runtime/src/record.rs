@@ -2,13 +2,13 @@
 //!
 //! Written by the supervisor alone, with rename; read by anyone, with no lock.
 
-use std::fmt;
+use std::{fmt, io};
 
 use chrono::{DateTime, Utc};
 use microsandbox_protocol::{BootStage, Ready};
 use serde::{Deserialize, Serialize};
 
-use crate::{Accel, VmmKind};
+use crate::{Accel, Error, VmmKind};
 
 /// The last run of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +84,16 @@ pub enum EndReason {
         /// What happened.
         detail: String,
     },
+    /// The host's disk has no room for what the sandbox must write to run.
+    DiskFull {
+        /// What could not be written.
+        detail: String,
+    },
+    /// The guest had no memory left and could not go on.
+    GuestOutOfMemory {
+        /// The line of the console that says so.
+        line: String,
+    },
     /// The guest powered itself off.
     GuestPoweredOff,
     /// Nobody had used it for as long as its definition allows.
@@ -131,11 +141,33 @@ impl EndReason {
         )
     }
 
+    /// What a panic of the guest kernel, as its console tells it, comes from (`mm/oom_kill.c`).
+    pub(crate) fn of_panic(line: String) -> Self {
+        let out_of_memory = ["Out of memory", "deadlocked on memory"];
+        if out_of_memory.iter().any(|words| line.contains(words)) {
+            return Self::GuestOutOfMemory { line };
+        }
+        Self::KernelPanic { line }
+    }
+
+    /// What kept a run from being begun.
+    pub(crate) fn of_preparation(error: &Error) -> Self {
+        let detail = error.to_string();
+        match error {
+            Error::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Self::DiskFull { detail }
+            }
+            _ => Self::BootFailed { step: BootStep::Prepare, detail },
+        }
+    }
+
     /// Its stable name: what [`EndReason`] is serialised under as `kind`.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::AgentLost { .. } => "agent_lost",
             Self::BootFailed { .. } => "boot_failed",
+            Self::DiskFull { .. } => "disk_full",
+            Self::GuestOutOfMemory { .. } => "guest_out_of_memory",
             Self::GuestPoweredOff => "guest_powered_off",
             Self::Idle => "idle",
             Self::KernelPanic { .. } => "kernel_panic",
@@ -155,6 +187,10 @@ impl EndReason {
             Self::BootFailed { step: BootStep::Vmm, .. } => Some(
                 "`msb doctor` checks the VMM; `msb logs --source runtime` has its words".into(),
             ),
+            Self::DiskFull { .. } => Some(
+                "make room on the file system that holds MSB_HOME; nothing else was lost".into(),
+            ),
+            Self::GuestOutOfMemory { .. } => Some("give the sandbox more memory".into()),
             Self::BootFailed { .. } | Self::KernelPanic { .. } => {
                 Some("the console's last lines say more; try more memory or `msb doctor`".into())
             }
@@ -168,6 +204,8 @@ impl fmt::Display for EndReason {
         match self {
             Self::AgentLost { detail } => write!(f, "lost the guest's agent: {detail}"),
             Self::BootFailed { step, detail } => write!(f, "{step}: {detail}"),
+            Self::DiskFull { detail } => write!(f, "the host's disk is full: {detail}"),
+            Self::GuestOutOfMemory { line } => write!(f, "the guest ran out of memory: {line}"),
             Self::GuestPoweredOff => write!(f, "the guest powered off"),
             Self::Idle => write!(f, "it was idle for as long as it may be"),
             Self::KernelPanic { line } => write!(f, "the guest kernel panicked: {line}"),
@@ -187,6 +225,8 @@ impl fmt::Display for EndReason {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum BootStep {
+    /// Writing the records of the run.
+    Prepare,
     /// Starting the VMM process.
     Vmm,
     /// The guest kernel, up to the agent's first frame.
@@ -200,6 +240,7 @@ pub enum BootStep {
 impl fmt::Display for BootStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Prepare => write!(f, "preparing the run"),
             Self::Vmm => write!(f, "starting the VMM"),
             Self::Kernel => write!(f, "booting the guest kernel"),
             Self::Guest(stage) => write!(f, "setting the guest up ({stage:?})"),

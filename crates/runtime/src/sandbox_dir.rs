@@ -22,6 +22,8 @@ use std::{
 
 use chrono::Utc;
 use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -206,8 +208,22 @@ impl SandboxDir {
         Ok(Some((run, exit)))
     }
 
+    /// Finds space for the records of a run, before anything is started that may fill the disk.
+    pub(crate) fn reserve_records(&self) -> Result<()> {
+        reserve(&self.root, RUN, RUN_BYTES)?;
+        reserve(&self.root, EXIT, EXIT_BYTES)
+    }
+
+    pub(crate) fn release_reserve(&self) -> Result<()> {
+        remove_if_there(&temporary(&self.root, RUN))?;
+        remove_if_there(&temporary(&self.root, EXIT))
+    }
+
     pub(crate) fn write_run_record(&self, record: &RunRecord) -> Result<()> {
-        write_json(&self.root, RUN, record)
+        write_json(&self.root, RUN, record)?;
+        // For the next one, as far as there still is space.
+        let _takes_its_chance = reserve(&self.root, RUN, RUN_BYTES);
+        Ok(())
     }
 
     pub(crate) fn write_exit_record(&self, record: &ExitRecord) -> Result<()> {
@@ -253,6 +269,12 @@ const LOGS: &str = "logs";
 const RUN: &str = "run.json";
 const EXIT: &str = "exit.json";
 
+/// Space kept for a run record, a few hundred bytes.
+const RUN_BYTES: i64 = 4 << 10;
+
+/// Space kept for an exit record: 8 KiB of console, of which JSON may write each byte as six.
+const EXIT_BYTES: i64 = 64 << 10;
+
 /// The supervisor logs little; a sandbox restarted for months must still not fill the disk.
 const MAX_RUNTIME_LOG_BYTES: u64 = 1 << 20;
 
@@ -266,20 +288,40 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     value.map(Some).map_err(|source| Error::file("read", path)(source.into()))
 }
 
+/// Writes to a temporary file, into the space that [`reserve`] has found for it, and renames that.
 fn write_json<T: Serialize>(dir: &Path, name: &str, value: &T) -> Result<()> {
-    let (path, temporary) = (dir.join(name), dir.join(format!(".{name}.new")));
+    let (path, temporary) = (dir.join(name), temporary(dir, name));
     let write = || {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(value)?)?;
+        let bytes = serde_json::to_vec_pretty(value)?;
+        let mut file = open_temporary(&temporary)?;
+        file.write_all(&bytes)?;
+        file.set_len(bytes.len() as u64)?;
         file.sync_data()?;
         fs::rename(&temporary, &path)
     };
     write().map_err(Error::file("write", &path))
+}
+
+/// Finds space for the next version of a record, so that it can be written on a disk that is full.
+fn reserve(dir: &Path, name: &str, bytes: i64) -> Result<()> {
+    let path = temporary(dir, name);
+    let reserve = || {
+        let file = open_temporary(&path)?;
+        match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+            // A file system that cannot promise space, such as NFS.
+            Err(Errno::EOPNOTSUPP) => Ok(()),
+            other => other.map_err(io::Error::from),
+        }
+    };
+    reserve().map_err(Error::file("find space for", path.clone()))
+}
+
+fn temporary(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!(".{name}.new"))
+}
+
+fn open_temporary(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
 }
 
 fn remove_tree_if_there(path: &Path) -> Result<()> {

@@ -62,6 +62,8 @@ fn supervise(orders: Orders) -> io::Result<()> {
         .with_env_filter(tracing_subscriber::EnvFilter::new(&orders.config.log))
         .with_writer(io::stderr)
         .with_ansi(false)
+        // Told on standard error, too: a log on a full disk would end the supervisor by a panic.
+        .log_internal_errors(false)
         .init();
     // One thread: the work is waiting and moving bytes, and an idle supervisor must not wake.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -1,6 +1,9 @@
 //! Ends that nobody planned: msb killed, interrupted, or its sandbox gone from under it.
 
 use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -113,6 +116,54 @@ fn killed_supervisor_is_told_and_the_sandbox_can_be_used_again() {
     assert!(listed.contains(r#""status": "crashed""#), "{listed}");
     home.check(&["start", "-q", "a"], 0, "a\n", "");
     home.check(&["exec", "a", "--", "echo", "again"], 0, "again\n", "");
+    home.check(&["rm", "-f", "a"], 0, "a\n", "");
+    assert_eq!(home.residue(), Vec::<String>::new());
+}
+
+/// A small file system for the sandboxes of a home.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(home: &Home) -> Self {
+        let path = home.path().join("sandboxes");
+        fs::create_dir_all(&path).unwrap();
+        let disk = Self(path);
+        disk.mount_with("size=16M");
+        disk
+    }
+
+    fn mount_with(&self, options: &str) {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "msb-test"]).arg(&self.0);
+        assert!(mount.status().unwrap().success(), "tests run as root");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a test that fails leaves processes with files on it.
+        let _unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn full_disk_of_the_host_is_told_and_loses_nothing_that_was_synced() {
+    let home = Home::with_busybox();
+    let disk = SmallDisk::mount(&home);
+    home.check(&["create", "-q", "--name", "a", "busybox"], 0, "a\n", "");
+    home.check(&["exec", "a", "--", "sh", "-c", "echo kept > /root/f; sync"], 0, "", "");
+    let fill = "dd if=/dev/zero of=/root/x bs=1M count=40 2>/dev/null; sync; touch /root/y";
+    let filled = home.run(&["exec", "a", "--", "sh", "-c", fill]);
+    assert_ne!(filled.code, 0, "{filled:?}");
+    home.check(&["stop", "a"], 0, "a\n", "");
+    home.check(&["wait", "a"], 0, "stopped on request\n", "");
+    let refused = home.run(&["start", "-q", "a"]);
+    assert_eq!(refused.code, 125);
+    assert!(refused.stderr.contains("the host's disk is full: "), "{refused:?}");
+    assert!(refused.stderr.contains("\nhint: make room "), "{refused:?}");
+    disk.mount_with("remount,size=128M");
+    home.check(&["start", "-q", "a"], 0, "a\n", "");
+    home.check(&["exec", "a", "--", "cat", "/root/f"], 0, "kept\n", "");
     home.check(&["rm", "-f", "a"], 0, "a\n", "");
     assert_eq!(home.residue(), Vec::<String>::new());
 }

@@ -23,6 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("lifecycle::a_killed_supervisor_takes_the_vm_along", killed_supervisor),
         trial("lifecycle::a_killed_vm_is_told_as_such", killed_vm),
         trial("lifecycle::a_panicking_guest_is_told_as_such", panicking_guest),
+        trial("lifecycle::a_guest_without_memory_is_told_as_such", guest_without_memory),
         trial("lifecycle::an_ephemeral_sandbox_is_gone_after_its_run", ephemeral_is_gone),
     ]
 }
@@ -183,11 +184,25 @@ async fn killed_vm() -> Result<()> {
 
 async fn panicking_guest() -> Result<()> {
     let sandbox = sandbox("panics").create().await?;
+    let lost = sandbox.shell("echo c > /proc/sysrq-trigger; sleep 1000").await;
+    let result = sandbox.wait_until_stopped().await?;
+    match result.reason {
+        Some(EndReason::KernelPanic { line }) => ensure!(line.contains("Kernel panic"), "{line}"),
+        other => bail!("{other:?} after {lost:?}"),
+    }
+    ensure!(result.status == SandboxStatus::Crashed);
+    Ok(())
+}
+
+async fn guest_without_memory() -> Result<()> {
+    let sandbox = sandbox("starved").create().await?;
     let script = "echo 2 > /proc/sys/vm/panic_on_oom; tail /dev/zero";
     let lost = sandbox.shell(script).await;
     let result = sandbox.wait_until_stopped().await?;
     match result.reason {
-        Some(EndReason::KernelPanic { line }) => ensure!(line.contains("Kernel panic"), "{line}"),
+        Some(EndReason::GuestOutOfMemory { line }) => {
+            ensure!(line.contains("Kernel panic"), "{line}");
+        }
         other => bail!("{other:?} after {lost:?}"),
     }
     ensure!(result.status == SandboxStatus::Crashed);

@@ -42,7 +42,15 @@ pub(super) async fn run(orders: Orders) -> io::Result<()> {
     let Orders { config, control, lock } = orders;
     let dir = SandboxDir::new(&config.dir);
     let mut masters = Masters::new(control)?;
-    let mut record = begin(&config, &dir).map_err(io::Error::other)?;
+    let mut record = match begin(&config, &dir) {
+        Ok(record) => record,
+        Err(error) => {
+            drop(lock);
+            let end = exit_record(&config, EndReason::of_preparation(&error), String::new());
+            masters.tell(&Progress::Failed(Box::new(end))).await;
+            return Err(io::Error::other(error));
+        }
+    };
     step::reached("supervisor.begun");
     let (end, relay) = live(&config, &dir, &mut record, &mut masters).await;
     tracing::info!(reason = %end.reason, forced = end.forced, "sandbox ended");
@@ -74,6 +82,7 @@ fn begin(config: &LaunchConfig, dir: &SandboxDir) -> crate::Result<RunRecord> {
         guest: None,
         stopping: false,
     };
+    dir.reserve_records()?;
     dir.remove_socket()?;
     dir.write_run_record(&record)?;
     dir.remove_exit_record()?;
@@ -83,6 +92,7 @@ fn begin(config: &LaunchConfig, dir: &SandboxDir) -> crate::Result<RunRecord> {
 fn finish(config: &LaunchConfig, dir: &SandboxDir, end: &ExitRecord) {
     let tidy = || {
         dir.write_exit_record(end)?;
+        dir.release_reserve()?;
         dir.remove_socket()
     };
     if let Err(error) = tidy() {
@@ -352,7 +362,7 @@ impl<'a> Session<'a> {
         let status = timeout(KILL_GRACE, machine.child.wait()).await;
         let _read_or_late = timeout(KILL_GRACE, &mut machine.console_read).await;
         if let Some(line) = machine.console.line_with(PANIC) {
-            return EndReason::KernelPanic { line };
+            return EndReason::of_panic(line);
         }
         match status {
             Ok(Ok(status)) if status.success() => self.reason_for_end(),

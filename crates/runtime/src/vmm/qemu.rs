@@ -116,7 +116,12 @@ impl Qemu {
             ));
             blockdev.push(escape_commas(&disk.path));
             args.extend(["-blockdev".into(), blockdev]);
-            let device = format!("virtio-blk-device,drive={id},serial={id}", id = disk.id);
+            // The guest hears of every failure. QEMU's default for a full host disk is to stop the
+            // machine until somebody makes room, which nobody is there to do.
+            let device = format!(
+                "virtio-blk-device,drive={id},serial={id},werror=report,rerror=report",
+                id = disk.id,
+            );
             args.extend(["-device".into(), device.into()]);
         }
         args
