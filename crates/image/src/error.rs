@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::{DiffId, Digest, Platform, Reference};
@@ -87,6 +87,20 @@ pub enum Error {
         registry: String,
         /// Repository asked for.
         repository: String,
+    },
+
+    /// Something in an ext4 image could not be read or changed.
+    #[error("{action} {} in ext4 image {}", Path::new("/").join(entry).display(), disk.display())]
+    Ext4 {
+        /// What was being done.
+        action: &'static str,
+        /// The image.
+        disk: PathBuf,
+        /// The entry, as the guest sees it; empty for the whole image.
+        entry: PathBuf,
+        /// What the file system driver said, of the kind that the operating system would have given it.
+        #[source]
+        source: io::Error,
     },
 
     /// An ext4 image cannot be made this way.

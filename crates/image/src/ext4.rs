@@ -5,7 +5,11 @@
 //! /work    overlayfs' own, mode 0755
 //! ```
 //! Formatting needs no external tool and writes only metadata: the file is sparse, has a journal and metadata
-//! checksums. The bytes come from the `mkext4` crate, which this module hides.
+//! checksums. The bytes come from the `mkext4` crate, which this module hides; [`UpperDisk`] reads and edits what a
+//! stopped machine has left. `docs/adr/0004-ext4-crates.md` says why these crates and no other.
+
+mod disk;
+mod runs;
 
 use std::fs::{self, File};
 use std::io;
@@ -14,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 use mkext4::{FsBuilder, InodeHandle, Meta, Options, ROOT};
 
+pub use self::disk::{UpperDisk, UpperKind, UpperName, UpperOwner, UpperStat};
+use self::runs::Runs;
 use crate::{Cause, Error};
 
 /// Smallest image: a journal and a few files need that much.
@@ -28,7 +34,8 @@ const BLOCK_BYTES: u64 = 4096;
 pub struct UpperOptions {
     /// Size that the guest sees, rounded up to 4096; at least [`MIN_SIZE_BYTES`].
     pub size_bytes: u64,
-    /// UUID of the file system. The same options make the same bytes, so a unique disk needs a unique one.
+    /// UUID of the file system. The same options make the same bytes (but for names that are not UTF-8, which carry the
+    /// present time), so a unique disk needs a unique one.
     pub uuid: [u8; 16],
     /// Label, at most 16 bytes.
     pub label: Option<String>,
@@ -47,7 +54,7 @@ impl UpperOptions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UpperEntry {
-    /// Path as the guest will see it; UTF-8, a leading slash means nothing.
+    /// Path as the guest will see it, not necessarily UTF-8; a leading slash means nothing.
     pub path: PathBuf,
     /// Permission bits.
     pub mode: u16,
@@ -72,12 +79,12 @@ impl UpperEntry {
 pub enum UpperEntryKind {
     /// A directory; it hides the attributes of the image's directory of that path, not its entries.
     Directory,
-    /// A file with these bytes.
+    /// A file with these bytes; long runs of zeros become holes.
     File(Vec<u8>),
-    /// A file with the bytes of a file of this host.
+    /// A file with the bytes of a file of this host; its holes stay holes.
     HostFile(PathBuf),
-    /// A symbolic link.
-    Symlink(String),
+    /// A symbolic link with this target.
+    Symlink(PathBuf),
     /// Removes what the image has under this path.
     Whiteout,
 }
@@ -91,7 +98,9 @@ pub fn format(path: &Path, options: &UpperOptions, entries: &[UpperEntry]) -> Re
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
     let partial = PathBuf::from(name);
-    let result = write_image(&partial, options, entries).and_then(|()| {
+    let (now, later): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.is_utf8());
+    let result = write_image(&partial, options, &now).and_then(|()| {
+        add_entries(&partial, &later)?;
         fs::rename(&partial, path)?;
         File::open(
             path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")),
@@ -106,10 +115,42 @@ pub fn format(path: &Path, options: &UpperOptions, entries: &[UpperEntry]) -> Re
     })
 }
 
+impl UpperEntry {
+    /// Whether the formatter can say it.
+    fn is_utf8(&self) -> bool {
+        let target = match &self.kind {
+            UpperEntryKind::Symlink(target) => target.to_str(),
+            _ => Some(""),
+        };
+        self.path.to_str().and(target).is_some()
+    }
+}
+
+/// Adds what the formatter cannot say to an image that it has made.
+fn add_entries(partial: &Path, entries: &[&UpperEntry]) -> Result<(), Cause> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let disk = UpperDisk::edit(partial)?;
+    for entry in entries {
+        let owner = UpperOwner { mode: entry.mode, uid: entry.uid, gid: entry.gid };
+        match &entry.kind {
+            UpperEntryKind::Directory => disk.make_directory(&entry.path, owner)?,
+            UpperEntryKind::File(bytes) => disk.write(&entry.path, owner, &mut &**bytes)?,
+            UpperEntryKind::HostFile(source) => {
+                disk.write(&entry.path, owner, &mut File::open(source)?)?;
+            }
+            UpperEntryKind::Symlink(target) => disk.make_link(&entry.path, target)?,
+            UpperEntryKind::Whiteout => disk.white_out(&entry.path)?,
+        }
+    }
+    Ok(disk.finish()?)
+}
+
 fn write_image(
     partial: &Path,
     options: &UpperOptions,
-    entries: &[UpperEntry],
+    entries: &[&UpperEntry],
 ) -> Result<(), Cause> {
     let size_bytes = options.size_bytes.max(MIN_SIZE_BYTES).next_multiple_of(BLOCK_BYTES);
     let mut settings = Options::new(size_bytes, options.uuid, options.epoch_seconds);
@@ -127,21 +168,12 @@ fn write_image(
     file.set_len(size_bytes)?;
     let mut sink = SparseFile { file };
     let mut writer = layout.writer(&mut sink)?;
-    for (handle, content) in contents {
-        match content {
-            Content::Bytes(bytes) => writer.fill(handle, &mut &*bytes)?,
-            Content::Host(path) => writer.fill(handle, &mut File::open(path)?)?,
-        }
+    for (handle, mut content) in contents {
+        writer.fill(handle, &mut content)?;
     }
     writer.finish()?;
     sink.file.sync_all()?;
     Ok(())
-}
-
-/// Bytes that a declared file is filled with.
-enum Content<'a> {
-    Bytes(&'a [u8]),
-    Host(&'a Path),
 }
 
 /// Entries on their way into `upper`.
@@ -155,8 +187,8 @@ impl Population<'_> {
     /// Declares every entry; answers with the files to fill, in order.
     fn declare<'e>(
         self,
-        entries: &'e [UpperEntry],
-    ) -> Result<Vec<(InodeHandle, Content<'e>)>, Cause> {
+        entries: &[&'e UpperEntry],
+    ) -> Result<Vec<(InodeHandle, Runs<'e>)>, Cause> {
         let mut directories: std::collections::HashMap<PathBuf, InodeHandle> =
             [(PathBuf::new(), self.upper)].into();
         let mut contents = Vec::new();
@@ -176,16 +208,23 @@ impl Population<'_> {
                     let handle = self.builder.mkdir(parent, name, meta)?;
                     directories.insert(path.to_owned(), handle);
                 }
-                UpperEntryKind::File(bytes) => {
-                    let handle = self.builder.file(parent, name, meta, bytes.len() as u64)?;
-                    contents.push((handle, Content::Bytes(bytes)));
-                }
-                UpperEntryKind::HostFile(source) => {
-                    let size = fs::metadata(source)?.len();
-                    let handle = self.builder.file(parent, name, meta, size)?;
-                    contents.push((handle, Content::Host(source)));
+                UpperEntryKind::File(_) | UpperEntryKind::HostFile(_) => {
+                    let runs = match &entry.kind {
+                        UpperEntryKind::HostFile(source) => Runs::of_file(File::open(source)?)?,
+                        UpperEntryKind::File(bytes) => Runs::of_bytes(bytes),
+                        _ => continue,
+                    };
+                    let handle = match runs.size() {
+                        0 => self.builder.file(parent, name, meta, 0)?,
+                        _ => self.builder.file_sparse(parent, name, meta, &runs.segments())?,
+                    };
+                    // A file without data has nothing to be filled with.
+                    if runs.has_data() {
+                        contents.push((handle, runs));
+                    }
                 }
                 UpperEntryKind::Symlink(target) => {
+                    let target = target.to_str().ok_or("the target is no UTF-8 text")?;
                     self.builder.symlink(parent, name, target, meta)?;
                 }
                 UpperEntryKind::Whiteout => {

@@ -136,10 +136,18 @@ pub(crate) struct Mount {
 
 impl Mount {
     pub(crate) fn erofs(image: &Path) -> Result<Self> {
+        Self::new("erofs", image)
+    }
+
+    pub(crate) fn ext4(image: &Path) -> Result<Self> {
+        Self::new("ext4", image)
+    }
+
+    fn new(file_system: &str, image: &Path) -> Result<Self> {
         let directory = TempDir::new()?;
         let path = directory.path().join("mount");
         std::fs::create_dir(&path)?;
-        run("mount", &["-t", "erofs", "-o", "loop,ro", text(image)?, text(&path)?])?;
+        run("mount", &["-t", file_system, "-o", "loop,ro", text(image)?, text(&path)?])?;
         Ok(Self { path, _directory: directory })
     }
 }
