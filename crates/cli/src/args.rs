@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     create, doctor, exec, history, image, inspect, load, logs, ls, ping, prune, pull, restart, rm,
-    run, shell, start, stop, wait,
+    run, save, shell, start, stop, wait,
 };
 
 /// Run untrusted workloads in local microVMs.
@@ -58,6 +58,8 @@ pub(crate) enum Command {
     Pull(pull::Args),
     /// Load images from an archive.
     Load(load::Args),
+    /// Save images to an archive.
+    Save(save::Args),
     /// Work with the images in the store.
     #[command(subcommand)]
     Image(image::Command),

@@ -19,6 +19,7 @@ pub(crate) mod pull;
 pub(crate) mod restart;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod save;
 pub(crate) mod shell;
 pub(crate) mod start;
 pub(crate) mod stop;
@@ -46,6 +47,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Logs(args) => logs::run(args).await,
         Command::Pull(args) => pull::run(args).await,
         Command::Load(args) => load::run(args).await,
+        Command::Save(args) => save::run(args).await,
         Command::Image(command) => image::run(command).await,
         Command::Version => version::run(),
     };

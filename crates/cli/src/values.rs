@@ -102,6 +102,22 @@ pub(crate) fn seconds(text: &str) -> Result<u64, String> {
     Ok(duration(text)?.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX))
 }
 
+/// Reads an amount of disk: bytes, or with a unit `K`, `M`, `G`, `T` of powers of 1024.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let expected = || "expected a number of bytes, or one with a unit: 500M, 20G".to_owned();
+    let (digits, unit) = split_unit(text);
+    let number: u64 = digits.parse().map_err(|_| expected())?;
+    let factor = match unit.to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
+        "" => Some(1),
+        "k" => Some(1 << 10),
+        "m" => Some(1 << 20),
+        "g" => Some(1 << 30),
+        "t" => Some(1_u64 << 40),
+        _ => None,
+    };
+    factor.and_then(|factor| number.checked_mul(factor)).ok_or_else(expected)
+}
+
 fn split_unit(text: &str) -> (&str, &str) {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     text.split_at(end)
@@ -127,6 +143,23 @@ mod tests {
             ("4194304G", None),
         ] {
             assert_eq!(memory(text).ok().map(|memory| memory.0), mebibytes, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn size_is_bytes_unless_a_unit_says_otherwise() {
+        for (text, bytes) in [
+            ("0", Some(0)),
+            ("512", Some(512)),
+            ("4K", Some(4096)),
+            ("20GiB", Some(20 << 30)),
+            ("1tb", Some(1 << 40)),
+            ("16777216T", None),
+            ("1.5G", None),
+            ("G", None),
+            ("5X", None),
+        ] {
+            assert_eq!(size(text).ok(), bytes, "{text:?}");
         }
     }
 

@@ -79,7 +79,7 @@ impl Image {
     }
 
     /// Sizes of the layers as they travel, lowest first.
-    pub(crate) fn layer_sizes(&self) -> Vec<u64> {
+    pub fn layer_sizes(&self) -> Vec<u64> {
         self.layer_sizes.clone()
     }
 

@@ -100,13 +100,14 @@ impl ImageStore {
         mut making: Making<'_>,
     ) -> Result<Vec<Image>, Error> {
         let mut members = Members::open(source, self)?;
-        let mut found = if members.contains("index.json") {
+        let found = if members.contains("index.json") {
             oci::images(&members)?
         } else if members.contains("manifest.json") {
             docker::images(&members)?
         } else {
             Vec::new()
         };
+        let mut found = Found::merge(found);
         let Some(first) = found.first_mut() else {
             return Err(Error::ArchiveEmpty { archive: members.origin().to_owned() });
         };
@@ -242,6 +243,18 @@ enum LayerFault {
 }
 
 impl Found {
+    /// An image that occurs under several names is one image with several names.
+    fn merge(found: Vec<Self>) -> Vec<Self> {
+        let mut merged: Vec<Self> = Vec::with_capacity(found.len());
+        for image in found {
+            match merged.iter_mut().find(|other| other.manifest == image.manifest) {
+                Some(same) => same.names.extend(image.names),
+                None => merged.push(image),
+            }
+        }
+        merged
+    }
+
     /// Pairs layers with diff ids.
     fn new(
         label: String,

@@ -114,7 +114,7 @@ async fn make(
 ) -> MicrosandboxResult<Sandbox> {
     home.ensure()?;
     let machinery = home.machinery().await?;
-    let image = image::ensure(home, &config, progress).await?;
+    let (image, _hold) = image::ensure(home, &config, progress).await?;
     config.merge_image_defaults(image.config());
     config.manifest_digest = Some(image.digest().to_string());
     let catalogue = home.catalogue().await?;

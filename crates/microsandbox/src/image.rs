@@ -1,9 +1,17 @@
 //! Images as sandboxes use them: found in the store, pulled, loaded, removed.
 
-use std::{io::Read, path::Path, sync::Arc};
+use std::{
+    io::{Read, Write},
+    path::Path,
+    sync::Arc,
+};
 
+pub use microsandbox_image::{
+    ArchiveFormat, Collected, FileKind, FileReader, FileStat, ImageConfig, ImageFiles, ImageHold,
+    ImageUsage, LayerCompression, Links, PartUsage, SaveOptions, StorePart, StoreUsage,
+};
 use microsandbox_image::{
-    ArchiveSource, Digest, Image as StoredImage, Progress, PullOptions, Reference,
+    ArchiveSource, Digest, Image as StoredImage, Progress, PullOptions, Reference, SaveTarget,
 };
 
 use crate::{
@@ -20,6 +28,44 @@ impl Image {
     /// Digest of its manifest, `sha256:…`.
     pub fn digest(&self) -> String {
         self.stored.digest().to_string()
+    }
+
+    /// Digest of its configuration, which Docker calls the image id.
+    pub fn config_digest(&self) -> String {
+        self.stored.config_digest().to_string()
+    }
+
+    /// How it wants to be run.
+    pub fn config(&self) -> &ImageConfig {
+        self.stored.config()
+    }
+
+    /// What each of its layers contains, lowest first, `sha256:…`.
+    pub fn diff_ids(&self) -> Vec<String> {
+        self.stored.diff_ids().iter().map(ToString::to_string).collect()
+    }
+
+    /// Bytes of its layers as they travel, usually compressed.
+    pub fn download_bytes(&self) -> u64 {
+        self.stored.download_bytes()
+    }
+
+    /// Bytes of each of its layers as it travels, lowest first.
+    pub fn layer_download_bytes(&self) -> Vec<u64> {
+        self.stored.layer_sizes()
+    }
+
+    /// The descriptor that makes one disk of its parts.
+    pub fn disk(&self) -> &Path {
+        self.stored.disk()
+    }
+
+    /// Loads its tree, to look at its files without booting it.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Image`] when the store cannot be read.
+    pub fn files(&self) -> MicrosandboxResult<ImageFiles> {
+        Ok(self.stored.files()?)
     }
 
     /// Names that stand for it.
@@ -58,6 +104,17 @@ impl Image {
     pub fn get(reference: &str) -> MicrosandboxResult<Option<Self>> {
         let image = Home::from_env()?.images().get(&parse(reference)?)?;
         Ok(image.map(|stored| Self { stored }))
+    }
+
+    /// The image of that name, which must be in the store. Touches no network.
+    ///
+    /// # Errors
+    /// As [`Image::get`], and when there is no such image.
+    pub fn local(reference: &str) -> MicrosandboxResult<Self> {
+        let reference = parse(reference)?;
+        let stored = Home::from_env()?.images().get(&reference)?;
+        let missing = || microsandbox_image::Error::NotCached { reference: reference.into() };
+        Ok(Self { stored: stored.ok_or_else(missing)? })
     }
 
     /// Fetches an image from its registry, as far as it is not in the store.
@@ -100,20 +157,101 @@ impl Image {
         load(ArchiveSource::Stream(Box::new(archive)), tag, progress).await
     }
 
-    /// Takes a name away, and the image with it when no other name and no sandbox needs it. Gives
-    /// the bytes that were freed.
+    /// Writes images to a file or, for a layout, a directory, under the names they are asked for by.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Image`]; nothing is left at `path` then.
+    pub async fn save(
+        references: &[&str],
+        path: &Path,
+        options: SaveOptions,
+    ) -> MicrosandboxResult<()> {
+        save(references, SaveTarget::Path(path.to_owned()), options).await
+    }
+
+    /// As [`Image::save`] to a stream, such as standard output.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Image`].
+    pub async fn save_to(
+        references: &[&str],
+        archive: impl Write + Send + 'static,
+        options: SaveOptions,
+    ) -> MicrosandboxResult<()> {
+        save(references, SaveTarget::Stream(Box::new(archive)), options).await
+    }
+
+    /// Gives an image another name, which costs nothing but the name.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Image`] when there is no such image.
+    pub fn tag(reference: &str, name: &str) -> MicrosandboxResult<Self> {
+        let stored = Home::from_env()?.images().tag(&parse(reference)?, &parse(name)?)?;
+        Ok(Self { stored })
+    }
+
+    /// Takes a name away, and the image with it when no other name and no sandbox needs it.
     ///
     /// # Errors
     /// [`MicrosandboxError::Image`] when there is no such name.
-    pub async fn remove(reference: &str) -> MicrosandboxResult<u64> {
+    pub async fn remove(reference: &str) -> MicrosandboxResult<Collected> {
         let home = Home::from_env()?;
-        let pinned = match home.existing_catalogue()? {
-            Some(catalogue) => catalogue.pinned_manifests().await?,
-            None => Vec::new(),
-        };
-        let pinned: Vec<Digest> = pinned.iter().filter_map(|text| text.parse().ok()).collect();
-        Ok(home.images().remove(&parse(reference)?, &pinned)?.freed_bytes)
+        let pinned = pins(&home).await?;
+        Ok(home.images().remove(&parse(reference)?, &pinned)?)
     }
+
+    /// Removes what no name and no sandbox needs, and what crashes left.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Image`] when something could not be removed.
+    pub async fn collect() -> MicrosandboxResult<Collected> {
+        let home = Home::from_env()?;
+        let pinned = pins(&home).await?;
+        Ok(home.images().collect(&pinned)?)
+    }
+
+    /// Collects, then removes images that no sandbox needs, those first that were not used for
+    /// longest, until the store takes no more than `max_bytes` of disk or none is left.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Image`] when something could not be removed.
+    pub async fn shrink(max_bytes: u64) -> MicrosandboxResult<Collected> {
+        let home = Home::from_env()?;
+        let pinned = pins(&home).await?;
+        Ok(home.images().shrink(max_bytes, &pinned)?)
+    }
+
+    /// What the store takes on disk, and what a collection would give back.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Image`] when the store cannot be read.
+    pub async fn usage() -> MicrosandboxResult<StoreUsage> {
+        let home = Home::from_env()?;
+        let pinned = pins(&home).await?;
+        Ok(home.images().usage(&pinned)?)
+    }
+}
+
+/// Images that sandboxes need.
+async fn pins(home: &Home) -> MicrosandboxResult<Vec<Digest>> {
+    let pinned = match home.existing_catalogue()? {
+        Some(catalogue) => catalogue.pinned_manifests().await?,
+        None => Vec::new(),
+    };
+    Ok(pinned.iter().filter_map(|text| text.parse().ok()).collect())
+}
+
+async fn save(
+    references: &[&str],
+    target: SaveTarget,
+    options: SaveOptions,
+) -> MicrosandboxResult<()> {
+    let store = Home::from_env()?.images();
+    let references: Vec<Reference> =
+        references.iter().map(|name| parse(name)).collect::<Result<_, _>>()?;
+    let work = move || store.save(&references, target, &options);
+    let saved = tokio::task::spawn_blocking(work).await;
+    Ok(saved.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
 }
 
 async fn load(
@@ -149,14 +287,18 @@ async fn pull(
     Ok(home.images().pull(reference, &options, progress).await?)
 }
 
-/// The image a sandbox is to be made from.
+/// The image a sandbox is to be made from, held until the catalogue pins it.
 pub(crate) async fn ensure(
     home: &Home,
     config: &SandboxConfig,
     progress: &dyn Progress,
-) -> MicrosandboxResult<StoredImage> {
+) -> MicrosandboxResult<(StoredImage, ImageHold)> {
     let RootfsSource::Oci(source) = &config.image;
-    pull(home, &parse(&source.reference)?, config.pull_policy, progress).await
+    let reference = parse(&source.reference)?;
+    let image = pull(home, &reference, config.pull_policy, progress).await?;
+    let gone = microsandbox_image::Error::NotCached { reference: reference.into() };
+    let hold = home.images().hold(&image)?.ok_or(gone)?;
+    Ok((image, hold))
 }
 
 /// The image a sandbox was made from.
@@ -167,5 +309,8 @@ pub(crate) fn pinned(home: &Home, config: &SandboxConfig) -> MicrosandboxResult<
         digest: text.clone(),
     };
     let digest: Digest = text.parse().map_err(|_| missing())?;
-    home.images().image(&digest)?.ok_or_else(missing)
+    let image = home.images().image(&digest)?.ok_or_else(missing)?;
+    // Pinned as it is; this only says that it was used.
+    let _hold = home.images().hold(&image)?;
+    Ok(image)
 }

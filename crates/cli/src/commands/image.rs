@@ -1,101 +1,69 @@
 //! `msb image`: the images in the store.
 
 use microsandbox::image::Image;
-use serde::Serialize;
 
-use crate::output::{self, Format, table::Table};
+use crate::commands::{load, pull, save};
+
+mod df;
+mod files;
+mod gc;
+mod inspect;
+mod ls;
+mod names;
 
 /// Commands on images.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// List the images in the store.
-    Ls(LsArgs),
+    Ls(ls::Args),
+    /// Show all that is known of an image, as JSON.
+    Inspect(inspect::Args),
+    /// List files of an image without booting it.
+    LsFiles(files::ListArgs),
+    /// Write a file of an image to standard output.
+    Cat(files::CatArgs),
+    /// Give an image another name.
+    Tag(names::TagArgs),
     /// Take names away, and images that no name and no sandbox needs.
-    Rm(RmArgs),
+    Rm(names::RmArgs),
+    /// Say what takes the space of the store.
+    Df(df::Args),
+    /// Remove what no name and no sandbox needs.
+    Gc(gc::Args),
+    /// Fetch an image from its registry; as `msb pull`.
+    Pull(pull::Args),
+    /// Load images from an archive; as `msb load`.
+    Load(load::Args),
+    /// Save images to an archive; as `msb save`.
+    Save(save::Args),
 }
 
-/// Arguments of `msb image ls`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct LsArgs {
-    /// How to write the list
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
-    /// Names only
-    #[arg(short, long)]
-    quiet: bool,
-}
-
-/// Arguments of `msb image rm`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct RmArgs {
-    /// Names of the images
-    #[arg(required = true, value_name = "REFERENCE")]
-    references: Vec<String>,
-}
-
-/// An image in the list.
-#[derive(Debug, Serialize)]
-struct Entry {
-    references: Vec<String>,
-    digest: String,
-    platform: String,
-    layers: usize,
-    size_bytes: u64,
-}
-
-impl From<&Image> for Entry {
-    fn from(image: &Image) -> Self {
-        Self {
-            references: image.references().iter().map(|name| name.familiar()).collect(),
-            digest: image.digest(),
-            platform: image.platform(),
-            layers: image.layer_count(),
-            size_bytes: image.size_bytes(),
-        }
-    }
-}
-
-/// Lists or removes.
+/// Does what is asked for.
 pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Ls(args) => list(&args),
-        Command::Rm(args) => remove(args).await,
+        Command::Ls(args) => ls::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::LsFiles(args) => files::list(&args),
+        Command::Cat(args) => files::cat(&args),
+        Command::Tag(args) => names::tag(&args),
+        Command::Rm(args) => names::remove(args).await,
+        Command::Df(args) => df::run(args).await,
+        Command::Gc(args) => gc::run(args).await,
+        Command::Pull(args) => pull::run(args).await,
+        Command::Load(args) => load::run(args).await,
+        Command::Save(args) => save::run(args).await,
     }
 }
 
 /// The line that says what a name stands for.
 pub(crate) fn name_and_digest(name: &str, image: &Image) -> String {
-    let parsed: Option<microsandbox::Reference> = name.parse().ok();
-    let name = parsed.map_or_else(|| name.to_owned(), |reference| reference.familiar());
-    format!("{name} {}", image.digest())
+    format!("{} {}", familiar(name), image.digest())
 }
 
-fn list(args: &LsArgs) -> anyhow::Result<()> {
-    let images = Image::list()?;
-    let entries: Vec<Entry> = images.iter().map(Entry::from).collect();
-    if args.quiet {
-        return entries.iter().flat_map(|entry| &entry.references).try_for_each(output::line);
-    }
-    if args.format == Format::Json {
-        return output::json(&entries);
-    }
-    let mut table = Table::new(["REFERENCE", "DIGEST", "PLATFORM", "LAYERS", "SIZE"]);
-    for entry in entries {
-        let mut names = entry.references;
-        if names.is_empty() {
-            names.push("<none>".into());
-        }
-        for name in names {
-            table.row([
-                name,
-                short(&entry.digest),
-                entry.platform.clone(),
-                entry.layers.to_string(),
-                output::size(entry.size_bytes),
-            ]);
-        }
-    }
-    output::line(table)
+/// The shortest form of a name.
+fn familiar(name: &str) -> String {
+    let parsed: Option<microsandbox::Reference> = name.parse().ok();
+    parsed.map_or_else(|| name.to_owned(), |reference| reference.familiar())
 }
 
 /// Hexadecimal digits of a digest that a person needs to tell images apart.
@@ -105,10 +73,10 @@ fn short(digest: &str) -> String {
     digest.split_once(':').map_or(digest, |(_, hex)| hex).chars().take(DIGITS).collect()
 }
 
-async fn remove(args: RmArgs) -> anyhow::Result<()> {
-    for reference in &args.references {
-        let freed = Image::remove(reference).await?;
-        output::line(format_args!("{reference}: freed {}", output::size(freed)))?;
+/// The names in a table: an image without one has a row all the same.
+fn shown(references: &[microsandbox::Reference]) -> Vec<String> {
+    match references {
+        [] => vec!["<none>".into()],
+        names => names.iter().map(microsandbox::Reference::familiar).collect(),
     }
-    Ok(())
 }

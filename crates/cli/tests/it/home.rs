@@ -50,6 +50,11 @@ pub(crate) struct Home {
 }
 
 impl Home {
+    /// A home with nothing in it.
+    pub(crate) fn empty() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
     /// A home with a guest to boot and no image.
     pub(crate) fn with_guest() -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap() };
@@ -145,6 +150,11 @@ impl Drop for Home {
             let _in_time = ends(process, DEADLINE);
         }
     }
+}
+
+/// Whether a process ends within this time.
+pub(crate) fn ends_within(pid: Pid, time: Duration) -> bool {
+    ends(pid, time)
 }
 
 /// Waits until a process has ended.

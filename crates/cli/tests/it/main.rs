@@ -14,4 +14,5 @@ mod logs;
 mod refusals;
 mod registry;
 mod runs;
+mod store;
 mod terminals;

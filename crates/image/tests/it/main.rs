@@ -1,6 +1,7 @@
 //! The crate at its boundaries: images made by real tools, judged by other real tools.
 
 mod fidelity;
+mod files;
 mod hostile;
 mod made;
 mod save;
