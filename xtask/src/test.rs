@@ -27,6 +27,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "e2fsprogs", provides: "/usr/sbin/e2fsck" },
     Package { name: "qemu-utils", provides: "qemu-img" },
     Package { name: "tmux", provides: "tmux" },
+    Package { name: "openssl", provides: "openssl" },
 ];
 
 /// Feature with which tests kill processes at a step of their work.

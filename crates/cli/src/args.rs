@@ -19,7 +19,7 @@ const AFTER_HELP: &str = "\
 Exit code: that of the command in the sandbox; 127 and 126 when it was not found or not executable,
 128 and the signal's number when a signal ended it, 124 when its time was up, 125 when msb failed.
 
-Environment: MSB_HOME, MSB_PATH, MSB_VMM, MSB_KERNEL, MSB_LOG; see docs/cli.md.";
+Environment: MSB_HOME, MSB_PATH, MSB_VMM, MSB_KERNEL, MSB_LOG and others; see docs/cli.md.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

@@ -103,6 +103,18 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// Something of an image could not be fetched.
+    #[error("fetch {subject} of {image}")]
+    Fetch {
+        /// What was being fetched.
+        subject: Subject,
+        /// The image, as the caller named it.
+        image: String,
+        /// What went wrong.
+        #[source]
+        source: Box<Self>,
+    },
+
     /// An ext4 image cannot be made this way.
     #[error("format ext4 image {}", path.display())]
     FormatExt4 {
@@ -202,6 +214,13 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// The image is not in the store, and the network must not be used.
+    #[error("image {reference} is not in the local store, and the network must not be used")]
+    Offline {
+        /// The image asked for.
+        reference: Box<Reference>,
+    },
+
     /// Indexes that point to indexes without end.
     #[error("{image} is an index nested more than {limit} deep")]
     NestedTooDeep {
@@ -238,6 +257,13 @@ pub enum Error {
         source: Cause,
     },
 
+    /// Text does not say which registry is mirrored where.
+    #[error("{text:?} is not a mirror")]
+    ParseMirror {
+        /// The text.
+        text: String,
+    },
+
     /// Text is not a platform.
     #[error("{text:?} is not a platform")]
     ParsePlatform {
@@ -264,6 +290,16 @@ pub enum Error {
         source: Cause,
     },
 
+    /// A file with certificates could not be used.
+    #[error("read certificates from {}", path.display())]
+    ReadCertificates {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Cause,
+    },
+
     /// A file of the store could not be read.
     #[error("read {}", path.display())]
     ReadStore {
@@ -285,7 +321,7 @@ pub enum Error {
     },
 
     /// A registry stopped sending.
-    #[error("registry {registry} sent nothing for {} s", after.as_secs())]
+    #[error("registry {registry} sent nothing for {after:?}")]
     Stalled {
         /// Host of the registry.
         registry: String,
@@ -365,6 +401,7 @@ impl Error {
             Self::Credentials { registry, .. } | Self::Denied { registry, .. } => {
                 format!("check the name, and log in with `docker login {registry}`")
             }
+            Self::Fetch { source, .. } => return source.hint(),
             Self::Http { registry, .. } => {
                 format!("check that {registry} is right and reachable from this machine")
             }
@@ -376,6 +413,13 @@ impl Error {
             }
             Self::NoPlatform { offered, .. } => format!("it is offered for {}", offered.join(", ")),
             Self::NotCached { .. } => "pull or load the image first, or allow pulling".into(),
+            Self::Offline { reference } => format!(
+                "pull {0} where there is a network, or load it from an archive: `msb save {0}` on another machine, then `msb load`",
+                reference.familiar()
+            ),
+            Self::ParseMirror { .. } => {
+                "write a mirror as REGISTRY=URL, for example docker.io=https://mirror.example".into()
+            }
             Self::ParseReference { .. } => {
                 "write an image as [REGISTRY/]NAME[:TAG][@sha256:DIGEST], for example debian:12".into()
             }
@@ -408,6 +452,7 @@ impl Error {
     /// Whether the same input would fail the same way again, so that nothing of it is worth keeping.
     pub(crate) fn is_lasting(&self) -> bool {
         match self {
+            Self::Fetch { source, .. } => source.is_lasting(),
             Self::MergeLayers { .. } => true,
             Self::Layer { source, .. } => {
                 !matches!(**source, LayerError::Read { .. } | LayerError::Write { .. })
@@ -416,10 +461,47 @@ impl Error {
         }
     }
 
+    /// The same error with what was being fetched, and of which image, where it does not say so itself.
+    pub(crate) fn fetching(self, subject: Subject, image: &Reference) -> Self {
+        match self {
+            Self::Credentials { .. }
+            | Self::Denied { .. }
+            | Self::Fetch { .. }
+            | Self::ImageNotFound { .. }
+            | Self::NestedTooDeep { .. }
+            | Self::NoPlatform { .. }
+            | Self::ReadCertificates { .. }
+            | Self::SetUpTls { .. } => self,
+            other => Self::Fetch { subject, image: image.familiar(), source: other.into() },
+        }
+    }
+
     fn is_disk_full(&self) -> bool {
         let Self::Layer { source, .. } = self else { return false };
         matches!(&**source, LayerError::Write { source, .. }
             if source.kind() == io::ErrorKind::StorageFull)
+    }
+}
+
+/// Part of an image that is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Subject {
+    /// The configuration.
+    Configuration,
+    /// The layer that travels under this digest.
+    Layer(Digest),
+    /// The manifest, or the index that leads to it.
+    Manifest,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configuration => f.write_str("the configuration"),
+            Self::Layer(digest) => write!(f, "layer {digest}"),
+            Self::Manifest => f.write_str("the manifest"),
+        }
     }
 }
 

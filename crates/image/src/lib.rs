@@ -45,16 +45,16 @@ mod vmdk;
 pub use self::config::ImageConfig;
 pub use self::digest::{DiffId, Digest};
 pub use self::erofs::BlockSize;
-pub use self::error::{Cause, EntryFault, Error, LayerError};
+pub use self::error::{Cause, EntryFault, Error, LayerError, Subject};
 pub use self::files::{FileKind, FileReader, FileStat, ImageFiles, Links};
 pub use self::image::{DiskExtent, Image};
 pub use self::limits::Limits;
 pub use self::load::ArchiveSource;
 pub use self::platform::Platform;
 pub use self::progress::{Progress, PullProgress, Silent};
-pub use self::pull::{PullOptions, PullPolicy};
+pub use self::pull::{Network, PullOptions, PullPolicy};
 pub use self::reference::Reference;
-pub use self::registry::RegistryAuth;
+pub use self::registry::{Mirror, RegistryAuth, RegistrySettings};
 pub use self::save::{ArchiveFormat, LayerCompression, SaveOptions, SaveTarget};
 pub use self::store::{
     Collected, ImageHold, ImageStore, ImageUsage, PartUsage, StorePart, StoreUsage,

@@ -5,18 +5,21 @@
 //! channels close, the threads find their streams cut off and take their half-made files away.
 
 use std::io::{self, Read};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::future::join;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::error::Subject;
 use crate::layer::{self, Promise};
 use crate::manifest::{Descriptor, Document, Manifest};
 use crate::progress::{Progress, PullProgress};
-use crate::registry::{Client, RegistryAuth};
+use crate::registry::{Client, Mirror, RegistryAuth, RegistrySettings};
 use crate::store::{Draft, LayerClaim, LayerState, Lease};
 use crate::{DiffId, Digest, Error, Image, ImageConfig, ImageStore, Platform, Reference};
 
@@ -37,11 +40,20 @@ pub struct PullOptions {
     pub policy: PullPolicy,
     /// Platform to choose where several are offered.
     pub platform: Platform,
-    /// Who pulls.
-    pub auth: RegistryAuth,
-    /// Registries (`host` or `host:port`, as in the reference) that are spoken to without encryption, besides those
-    /// on this host.
-    pub plain_http_hosts: Vec<String>,
+    /// Whether there is a network to ask.
+    pub network: Network,
+    /// How registries are reached.
+    pub registries: RegistrySettings,
+}
+
+/// Whether a pull may use the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Network {
+    /// It may.
+    #[default]
+    Online,
+    /// It must not, whatever the policy says: what is not in the store is an error.
+    Offline,
 }
 
 impl Default for PullOptions {
@@ -49,8 +61,8 @@ impl Default for PullOptions {
         Self {
             policy: PullPolicy::default(),
             platform: Platform::host_linux(),
-            auth: RegistryAuth::default(),
-            plain_http_hosts: Vec::new(),
+            network: Network::default(),
+            registries: RegistrySettings::default(),
         }
     }
 }
@@ -70,10 +82,45 @@ impl PullOptions {
         self
     }
 
+    /// The same options with or without a network.
+    #[must_use]
+    pub fn with_network(mut self, network: Network) -> Self {
+        self.network = network;
+        self
+    }
+
     /// The same options for another user.
     #[must_use]
     pub fn with_auth(mut self, auth: RegistryAuth) -> Self {
-        self.auth = auth;
+        self.registries.auth = auth;
+        self
+    }
+
+    /// The same options, with one more registry that needs neither encryption nor a valid certificate.
+    #[must_use]
+    pub fn with_insecure_host(mut self, host: impl Into<String>) -> Self {
+        self.registries.insecure_hosts.push(host.into());
+        self
+    }
+
+    /// The same options, with the certificates of authorities in one more file (PEM).
+    #[must_use]
+    pub fn with_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.registries.ca_files.push(path.into());
+        self
+    }
+
+    /// The same options with one more mirror, tried after those before it.
+    #[must_use]
+    pub fn with_mirror(mut self, mirror: Mirror) -> Self {
+        self.registries.mirrors.push(mirror);
+        self
+    }
+
+    /// The same options with another limit to how long a registry may send nothing.
+    #[must_use]
+    pub fn with_stall_timeout(mut self, timeout: Duration) -> Self {
+        self.registries.stall_timeout = timeout;
         self
     }
 }
@@ -114,19 +161,20 @@ impl ImageStore {
         progress: &dyn Progress,
     ) -> Result<Image, Error> {
         progress.report(PullProgress::Resolving { reference: reference.clone() });
-        let cached = match options.policy {
-            PullPolicy::Always => None,
-            PullPolicy::IfMissing | PullPolicy::Never => self.cached(reference, options).await?,
-        };
-        let image = match (cached, options.policy) {
-            (Some(image), _) => {
+        // What a digest names does not change: there is nothing to ask.
+        let must_ask = options.policy == PullPolicy::Always
+            && options.network == Network::Online
+            && reference.digest().is_none();
+        let cached = if must_ask { None } else { self.cached(reference, options).await? };
+        let missing = || reference.clone().into();
+        let image = match (cached, options.policy, options.network) {
+            (Some(image), ..) => {
                 report_resolved(reference, image.digest(), &image.layer_sizes(), progress);
                 image
             }
-            (None, PullPolicy::Never) => {
-                return Err(Error::NotCached { reference: reference.clone().into() });
-            }
-            (None, _) => self.bring(reference, options, progress).await?,
+            (None, PullPolicy::Never, _) => return Err(Error::NotCached { reference: missing() }),
+            (None, _, Network::Offline) => return Err(Error::Offline { reference: missing() }),
+            (None, _, Network::Online) => self.bring(reference, options, progress).await?,
         };
         progress.report(PullProgress::Complete {
             reference: reference.clone(),
@@ -167,8 +215,10 @@ impl ImageStore {
         options: &PullOptions,
         progress: &dyn Progress,
     ) -> Result<Image, Error> {
-        let client = Client::new(reference, &options.auth, &options.plain_http_hosts)?;
-        let resolved = resolve(&client, reference, &options.platform).await?;
+        let client = Client::new(reference, &options.registries)?;
+        let resolved = resolve(&client, reference, &options.platform)
+            .await
+            .map_err(|error| error.fetching(Subject::Manifest, reference))?;
         let sizes: Vec<u64> = resolved.manifest.layers.iter().map(|layer| layer.size).collect();
         report_resolved(reference, resolved.digest, &sizes, progress);
         let store = self.clone();
@@ -204,7 +254,10 @@ impl Pull<'_> {
     async fn run(&mut self, lease: &Arc<Lease>) -> Result<Image, Error> {
         let (store, digest) = (self.store.clone(), self.resolved.digest);
         if blocking("find-image", move || store.image(&digest)).await?.is_none() {
-            let (config, diff_ids) = self.describe().await?;
+            let (config, diff_ids) = self
+                .describe()
+                .await
+                .map_err(|error| error.fetching(Subject::Configuration, self.reference))?;
             let missing = diff_ids.iter().filter(|diff_id| !self.store.has_layer(**diff_id));
             self.made = missing.copied().collect();
             self.fetch(&diff_ids).await?;
@@ -287,7 +340,8 @@ impl Pull<'_> {
         let downloading = self.client.download(job.layer, sink, &on_bytes);
         // A broken download also ends the making, as a layer that is cut off: the download knows why.
         let (downloaded, made) = join(downloading, making).await;
-        let received = downloaded?;
+        let received = downloaded
+            .map_err(|error| error.fetching(Subject::Layer(job.layer.digest), self.reference))?;
         made.map(|()| received)
     }
 }

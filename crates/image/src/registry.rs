@@ -1,137 +1,112 @@
 //! Registries: the distribution protocol (v2), as far as pulling needs it.
 //!
-//! [`Client`] speaks to one repository. It hands out documents that match their digest, and layers as streams of
-//! bytes that somebody else checks. Every read has a deadline; a layer that is cut off goes on where it stopped.
+//! [`Client`] speaks for one repository, to its mirrors first and then to its registry. It hands out documents that
+//! match their digest, and layers as streams of bytes that somebody else checks. Every read has a deadline; a layer
+//! that is cut off goes on where it stopped. [`endpoint`] is one host, [`auth`] what it wants to be shown.
 
 mod auth;
 mod challenge;
-
-use std::time::Duration;
+mod endpoint;
+mod settings;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use reqwest::header::{ACCEPT, HeaderMap, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Response, StatusCode};
 use tokio::sync::mpsc;
 
 pub use self::auth::RegistryAuth;
-use self::auth::{Authorization, Authorizer};
-use crate::manifest::{ACCEPTED_MANIFESTS, Descriptor, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
+use self::endpoint::{Endpoint, Site, backoff};
+pub use self::settings::{Mirror, RegistrySettings};
+use crate::manifest::{
+    ACCEPTED_MANIFESTS, Descriptor, Document, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES,
+};
 use crate::{Digest, Error, Reference};
 
-/// How long a connection may take to come about.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// How long a registry may send nothing.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Tries of a request that the registry turns away for now.
-const MAX_TRIES: u32 = 5;
-
-/// Longest wait between tries, whatever the registry asks for.
-const MAX_BACKOFF: Duration = Duration::from_secs(60);
-
-/// Reconnections in a row that bring no byte before a layer is given up.
+/// Reconnections in a row that bring no byte before a layer, or a document, is given up at one host.
 const MAX_FRUITLESS_RESUMES: u32 = 3;
 
 /// Docker Hub's names: the registry people write, and the host that serves it.
 const DOCKER_HUB: &str = "docker.io";
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 
-/// A connection to one repository.
+/// A way to one repository.
 #[derive(Debug)]
 pub(crate) struct Client {
-    http: reqwest::Client,
     reference: Reference,
-    /// `https://host/v2/repository`.
-    base: String,
-    authorizer: Authorizer,
+    /// Mirrors in the order they are to be tried, the registry itself last.
+    sites: Vec<Site>,
 }
 
 impl Client {
     /// A client for the repository of `reference`; connects when first asked for something.
-    pub(crate) fn new(
-        reference: &Reference,
-        auth: &RegistryAuth,
-        plain_http_hosts: &[String],
-    ) -> Result<Self, Error> {
-        // Without a provider the client cannot be built; one that the program has chosen is left alone.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let registry = reference.registry();
-        let host = if registry == DOCKER_HUB { DOCKER_HUB_HOST } else { registry };
-        let plain = reference.is_loopback() || plain_http_hosts.iter().any(|host| host == registry);
-        let scheme = if plain { "http" } else { "https" };
-        let builder = || {
-            let builder = reqwest::Client::builder()
-                .user_agent(concat!("microsandbox/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(CONNECT_TIMEOUT)
-                .read_timeout(READ_TIMEOUT)
-                .redirect(reqwest::redirect::Policy::limited(10));
-            // A proxy's loopback is another machine.
-            if reference.is_loopback() { builder.no_proxy() } else { builder }
-        };
-        // A machine without certificates of authorities can still talk to its own registry; without encryption none
-        // is needed, and whatever that registry redirects to with encryption is refused.
-        let built = builder().build().or_else(|fault| match plain {
-            true => builder().tls_certs_only([]).build(),
-            false => Err(fault),
-        });
-        let http = built.map_err(|source| Error::SetUpTls {
-            registry: registry.to_owned(),
-            source: source.into(),
-        })?;
-        Ok(Self {
-            http,
-            reference: reference.clone(),
-            base: format!("{scheme}://{host}/v2/{}", reference.repository()),
-            authorizer: Authorizer::new(reference, auth.clone(), plain),
-        })
+    pub(crate) fn new(reference: &Reference, settings: &RegistrySettings) -> Result<Self, Error> {
+        Ok(Self { reference: reference.clone(), sites: Site::all(reference, settings)? })
     }
 
     /// The manifest or index that `selector` (a tag or a digest) names.
     pub(crate) async fn manifest(&self, selector: &str) -> Result<Vec<u8>, Error> {
-        let url = format!("{}/manifests/{selector}", self.base);
         let mut headers = HeaderMap::new();
         for accepted in ACCEPTED_MANIFESTS {
-            headers.append(ACCEPT, reqwest::header::HeaderValue::from_static(accepted));
+            headers.append(ACCEPT, HeaderValue::from_static(accepted));
         }
-        let response = self.get(&url, &headers).await?;
-        let named = response
-            .headers()
-            .get("docker-content-digest")
-            .and_then(|value| value.to_str().ok()?.parse::<Digest>().ok());
-        let subject = "the manifest";
-        let limit = MAX_MANIFEST_BYTES;
-        let bytes = self.body(response, limit).await?.ok_or_else(|| Error::BlobTooLarge {
-            subject,
-            digest: named.unwrap_or_else(|| Digest::of(selector.as_bytes())),
-            limit,
-        })?;
-        let actual = Digest::of(&bytes);
-        match selector.parse::<Digest>().ok().or(named) {
-            Some(expected) if expected != actual => {
-                Err(Error::BlobDigest { subject, expected, actual })
-            }
-            _ => Ok(bytes),
-        }
+        let request = Request {
+            path: format!("manifests/{selector}"),
+            headers,
+            subject: "the manifest",
+            promised: selector.parse().ok(),
+            limit: MAX_MANIFEST_BYTES,
+            check: |bytes| Document::parse(bytes).map(drop),
+        };
+        self.document(&request).await
     }
 
     /// A blob that has to fit into memory.
     pub(crate) async fn config(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
-        let subject = "the configuration";
-        let limit = descriptor.size.min(MAX_CONFIG_BYTES);
-        let response = self.get(&self.blob_url(descriptor), &HeaderMap::new()).await?;
-        let digest = descriptor.digest;
-        let bytes = self.body(response, limit).await?.ok_or(Error::BlobTooLarge {
-            subject,
-            digest,
-            limit,
-        })?;
-        let actual = Digest::of(&bytes);
-        if actual != digest {
-            return Err(Error::BlobDigest { subject, expected: digest, actual });
+        let request = Request {
+            path: format!("blobs/{}", descriptor.digest),
+            headers: HeaderMap::new(),
+            subject: "the configuration",
+            promised: Some(descriptor.digest),
+            limit: descriptor.size.min(MAX_CONFIG_BYTES),
+            check: |_| Ok(()),
+        };
+        self.document(&request).await
+    }
+
+    /// Asks one site after the other; the last answer counts.
+    async fn document(&self, request: &Request) -> Result<Vec<u8>, Error> {
+        let mut outcome = Err(self.not_found());
+        for site in self.usable_sites() {
+            outcome = match site.endpoint(&self.reference).await {
+                Ok(endpoint) => self.document_from(endpoint, request).await,
+                Err(error) => Err(error),
+            };
+            match &outcome {
+                Ok(_) => break,
+                Err(error) => site.note_fault(error),
+            }
         }
-        Ok(bytes)
+        outcome
+    }
+
+    async fn document_from(
+        &self,
+        endpoint: &Endpoint,
+        request: &Request,
+    ) -> Result<Vec<u8>, Error> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let response = endpoint.get(&request.path, &request.headers, &self.reference).await?;
+            match read_document(endpoint, request, response).await {
+                Err(error) if endpoint::is_cut(&error) && tries <= MAX_FRUITLESS_RESUMES => {
+                    tracing::debug!(%error, path = request.path, "asking again");
+                    tokio::time::sleep(backoff(tries)).await;
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Sends a blob's bytes to `sink`, going on where the connection broke. Their digest is the receiver's matter.
@@ -143,49 +118,140 @@ impl Client {
         sink: mpsc::Sender<Bytes>,
         on_bytes: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<u64, Error> {
-        let url = self.blob_url(descriptor);
-        let mut received = 0;
+        let mut download = Download { descriptor, sink, on_bytes, received: 0 };
+        let mut outcome = Err(self.not_found());
+        for site in self.usable_sites() {
+            outcome = match site.endpoint(&self.reference).await {
+                Ok(endpoint) => download.run(endpoint, &self.reference).await,
+                Err(error) => Err(error),
+            };
+            match &outcome {
+                Ok(()) => break,
+                Err(error) => site.note_fault(error),
+            }
+        }
+        outcome.map(|()| download.received)
+    }
+
+    /// Mirrors that have failed are left alone; the registry is always asked.
+    fn usable_sites(&self) -> impl Iterator<Item = &Site> {
+        self.sites.iter().filter(|site| site.is_usable())
+    }
+
+    fn not_found(&self) -> Error {
+        Error::ImageNotFound { reference: self.reference.clone().into() }
+    }
+}
+
+/// A document to be asked for.
+struct Request {
+    path: String,
+    headers: HeaderMap,
+    subject: &'static str,
+    promised: Option<Digest>,
+    limit: u64,
+    /// What a site that has something else under the name is passed over for.
+    check: fn(&[u8]) -> Result<(), Error>,
+}
+
+/// The whole body, if it is no larger than it may be and what it was asked for as.
+async fn read_document(
+    endpoint: &Endpoint,
+    request: &Request,
+    response: Response,
+) -> Result<Vec<u8>, Error> {
+    let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let named = header("docker-content-digest").and_then(|value| value.parse::<Digest>().ok());
+    if header(CONTENT_TYPE.as_str()).is_some_and(|value| value.starts_with("text/html")) {
+        return Err(endpoint.odd("it sent a web page"));
+    }
+    let expected = request.promised.or(named);
+    let Request { subject, limit, .. } = *request;
+    let too_large = || Error::BlobTooLarge {
+        subject,
+        digest: expected.unwrap_or_else(|| Digest::of(request.path.as_bytes())),
+        limit,
+    };
+    if response.content_length().is_some_and(|length| length > limit) {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::new();
+    let mut stream = response.bytes_stream();
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|source| endpoint.fault(source))?;
+        if (bytes.len() + chunk.len()) as u64 > limit {
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    let actual = Digest::of(&bytes);
+    match expected {
+        Some(expected) if expected != actual => {
+            Err(Error::BlobDigest { subject, expected, actual })
+        }
+        _ => (request.check)(&bytes).map(|()| bytes),
+    }
+}
+
+/// A blob on its way.
+struct Download<'a> {
+    descriptor: &'a Descriptor,
+    sink: mpsc::Sender<Bytes>,
+    on_bytes: &'a (dyn Fn(u64) + Send + Sync),
+    received: u64,
+}
+
+impl Download<'_> {
+    /// Fetches what is missing, over as many connections as it takes while each brings something.
+    async fn run(&mut self, endpoint: &Endpoint, reference: &Reference) -> Result<(), Error> {
         let mut fruitless = 0;
         loop {
-            let start = received;
-            match self.download_from(&url, &mut received, &sink, on_bytes).await {
-                Ok(()) => return Ok(received),
-                Err(error) if received >= descriptor.size => return Err(error),
-                Err(error) => {
-                    fruitless = if received > start { 0 } else { fruitless + 1 };
-                    if received == 0 || fruitless > MAX_FRUITLESS_RESUMES {
-                        return Err(error);
+            let start = self.received;
+            let outcome = self.connect(endpoint, reference).await;
+            let is_done = self.received >= self.descriptor.size || self.sink.is_closed();
+            match outcome {
+                Ok(()) if is_done => return Ok(()),
+                Err(error) if !endpoint::is_cut(&error) || is_done => return Err(error),
+                outcome => {
+                    fruitless = if self.received > start { 0 } else { fruitless + 1 };
+                    if fruitless > MAX_FRUITLESS_RESUMES {
+                        // Ended in order each time, it is simply shorter than promised: the receiver says so.
+                        return outcome;
                     }
-                    tracing::debug!(%url, received, %error, "resuming a layer");
+                    tracing::debug!(received = self.received, ?outcome, "resuming a layer");
                     tokio::time::sleep(backoff(fruitless)).await;
                 }
             }
         }
     }
 
-    /// One connection's worth of [`Self::download`], from byte `received` on.
-    async fn download_from(
-        &self,
-        url: &str,
-        received: &mut u64,
-        sink: &mpsc::Sender<Bytes>,
-        on_bytes: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), Error> {
+    /// One connection's worth, from the first missing byte on.
+    async fn connect(&mut self, endpoint: &Endpoint, reference: &Reference) -> Result<(), Error> {
         let mut headers = HeaderMap::new();
-        let mut skip = 0;
-        if *received > 0
-            && let Ok(range) = format!("bytes={received}-").parse()
+        if self.received > 0
+            && let Ok(range) = format!("bytes={}-", self.received).parse()
         {
             headers.insert(RANGE, range);
         }
-        let response = self.get(url, &headers).await?;
-        if *received > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
-            // The registry does not resume: it sends all of it again.
-            skip = *received;
+        let path = format!("blobs/{}", self.descriptor.digest);
+        let response = endpoint.get(&path, &headers, reference).await?;
+        let start = first_byte(&response);
+        if start > self.received {
+            return Err(endpoint.odd("it resumed a layer at another byte than asked for"));
         }
+        let end = response.content_length().and_then(|length| start.checked_add(length));
+        if end.is_some_and(|end| end > self.descriptor.size) {
+            return Err(Error::BlobTooLarge {
+                subject: "the layer",
+                digest: self.descriptor.digest,
+                limit: self.descriptor.size,
+            });
+        }
+        // A registry that does not resume sends all of it again.
+        let mut skip = self.received - start;
         let mut stream = response.bytes_stream();
         while let Some(chunk) = stream.next().await {
-            let mut chunk = chunk.map_err(|source| self.fault(source))?;
+            let mut chunk = chunk.map_err(|source| endpoint.fault(source))?;
             let skipped = skip.min(chunk.len() as u64);
             skip -= skipped;
             let chunk = chunk.split_off(usize::try_from(skipped).unwrap_or(usize::MAX));
@@ -193,107 +259,22 @@ impl Client {
                 continue;
             }
             let count = chunk.len() as u64;
-            if sink.send(chunk).await.is_err() {
+            if self.sink.send(chunk).await.is_err() {
                 return Ok(());
             }
-            *received += count;
-            on_bytes(*received);
+            self.received += count;
+            (self.on_bytes)(self.received);
         }
         Ok(())
     }
-
-    fn blob_url(&self, descriptor: &Descriptor) -> String {
-        format!("{}/blobs/{}", self.base, descriptor.digest)
-    }
-
-    /// A successful answer: authorizes when asked to, and tries again when told to come later.
-    async fn get(&self, url: &str, headers: &HeaderMap) -> Result<Response, Error> {
-        let mut refused: Option<Authorization> = None;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let authorization = self.authorizer.current().await;
-            let mut request = self.http.get(url).headers(headers.clone());
-            if let Some(authorization) = &authorization {
-                request = request.header(reqwest::header::AUTHORIZATION, authorization.header());
-            }
-            let response = request.send().await.map_err(|source| self.fault(source))?;
-            match response.status() {
-                status if status.is_success() => return Ok(response),
-                StatusCode::UNAUTHORIZED if refused.is_none() => {
-                    let challenge = response.headers().get_all(WWW_AUTHENTICATE);
-                    let challenges = challenge.iter().filter_map(|value| value.to_str().ok());
-                    let challenge = challenge::choose(challenges);
-                    let fresh =
-                        self.authorizer.answer(&self.http, challenge, authorization).await?;
-                    refused = Some(fresh);
-                }
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.denied()),
-                StatusCode::NOT_FOUND => {
-                    return Err(Error::ImageNotFound { reference: self.reference.clone().into() });
-                }
-                status
-                    if tries < MAX_TRIES
-                        && (status.is_server_error()
-                            || status == StatusCode::TOO_MANY_REQUESTS) =>
-                {
-                    let wait = retry_after(response.headers()).unwrap_or_else(|| backoff(tries));
-                    tracing::debug!(url, %status, ?wait, "the registry asks to come later");
-                    tokio::time::sleep(wait.min(MAX_BACKOFF)).await;
-                }
-                status => {
-                    return Err(Error::HttpStatus {
-                        registry: self.reference.registry().to_owned(),
-                        status: status.as_u16(),
-                        url: url.to_owned(),
-                    });
-                }
-            }
-        }
-    }
-
-    /// The whole body, or `None` if it is larger than `limit`.
-    async fn body(&self, response: Response, limit: u64) -> Result<Option<Vec<u8>>, Error> {
-        let mut bytes = Vec::new();
-        let mut stream = response.bytes_stream();
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|source| self.fault(source))?;
-            if (bytes.len() + chunk.len()) as u64 > limit {
-                return Ok(None);
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        Ok(Some(bytes))
-    }
-
-    fn denied(&self) -> Error {
-        Error::Denied {
-            registry: self.reference.registry().to_owned(),
-            repository: self.reference.repository().to_owned(),
-        }
-    }
-
-    fn fault(&self, source: reqwest::Error) -> Error {
-        http_fault(self.reference.registry(), source)
-    }
 }
 
-/// An error without the URL, which may carry a signature that grants access.
-fn http_fault(registry: &str, source: reqwest::Error) -> Error {
-    let registry = registry.to_owned();
-    if source.is_timeout() && !source.is_connect() {
-        return Error::Stalled { registry, after: READ_TIMEOUT };
+/// Where in the blob an answer begins (RFC 9110, 14.4): `bytes 100-199/200` at 100, a whole answer at 0.
+fn first_byte(response: &Response) -> u64 {
+    if response.status() != StatusCode::PARTIAL_CONTENT {
+        return 0;
     }
-    Error::Http { registry, source: source.without_url().into() }
-}
-
-/// 0.5 s, doubled with each try.
-fn backoff(tries: u32) -> Duration {
-    Duration::from_millis(250 << tries.min(8))
-}
-
-/// The seconds a registry asks for; dates, the header's other form, are too rare to read.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next());
+    start.and_then(|start| start.parse().ok()).unwrap_or(u64::MAX)
 }

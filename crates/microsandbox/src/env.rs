@@ -7,6 +7,10 @@
 //! | `MSB_VMM` | `auto`, `libkrun` or `qemu` | `auto` |
 //! | `MSB_KERNEL` | guest kernel to boot, an uncompressed ELF | the installed one |
 //! | `MSB_LOG` | log directives, as `RUST_LOG` has them | `warn` |
+//! | `MSB_OFFLINE` | `1`: pulls never touch the network | `0` |
+//! | `MSB_MIRRORS` | hosts to ask before registries: `REGISTRY=URL`, several with commas between | none |
+//! | `MSB_INSECURE_REGISTRIES` | registries without encryption or a valid certificate, with commas between | none |
+//! | `MSB_CA_CERTS` | files with certificates of authorities (PEM), with colons between | none |
 //! | `HOME`, `PATH` | as everywhere | |
 
 use std::ffi::OsString;
@@ -21,6 +25,14 @@ pub const MSB_VMM: &str = "MSB_VMM";
 pub const MSB_KERNEL: &str = "MSB_KERNEL";
 /// Log directives.
 pub const MSB_LOG: &str = "MSB_LOG";
+/// Whether pulls never touch the network.
+pub const MSB_OFFLINE: &str = "MSB_OFFLINE";
+/// Hosts to ask before registries.
+pub const MSB_MIRRORS: &str = "MSB_MIRRORS";
+/// Registries that need neither encryption nor a valid certificate.
+pub const MSB_INSECURE_REGISTRIES: &str = "MSB_INSECURE_REGISTRIES";
+/// Files with certificates of authorities.
+pub const MSB_CA_CERTS: &str = "MSB_CA_CERTS";
 /// The user's directory.
 pub const HOME: &str = "HOME";
 /// Where programs are looked for.

@@ -8,14 +8,15 @@ use std::{
 
 pub use microsandbox_image::{
     ArchiveFormat, Collected, FileKind, FileReader, FileStat, ImageConfig, ImageFiles, ImageHold,
-    ImageUsage, LayerCompression, Links, PartUsage, SaveOptions, StorePart, StoreUsage,
+    ImageUsage, LayerCompression, Links, Mirror, Network, PartUsage, Platform, PullOptions,
+    RegistryAuth, RegistrySettings, SaveOptions, StorePart, StoreUsage,
 };
 use microsandbox_image::{
-    ArchiveSource, Digest, Image as StoredImage, Progress, PullOptions, Reference, SaveTarget,
+    ArchiveSource, Digest, Image as StoredImage, Progress, Reference, SaveTarget,
 };
 
 use crate::{
-    MicrosandboxError, MicrosandboxResult, PullPolicy, RootfsSource, SandboxConfig, home::Home,
+    MicrosandboxError, MicrosandboxResult, PullPolicy, RootfsSource, SandboxConfig, env, home::Home,
 };
 
 /// An image in the store.
@@ -126,9 +127,24 @@ impl Image {
         policy: PullPolicy,
         progress: &dyn Progress,
     ) -> MicrosandboxResult<Self> {
+        Self::pull_with(reference, policy, pull_options()?, progress).await
+    }
+
+    /// As [`Image::pull`], with options beyond those that the environment sets. Start from
+    /// [`pull_options`] to keep these; the policy is `policy` in any case.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Image`]; the store is as it was then.
+    pub async fn pull_with(
+        reference: &str,
+        policy: PullPolicy,
+        options: PullOptions,
+        progress: &dyn Progress,
+    ) -> MicrosandboxResult<Self> {
         let home = Home::from_env()?;
         home.ensure()?;
-        let stored = pull(&home, &parse(reference)?, policy, progress).await?;
+        let options = options.with_policy(policy.into());
+        let stored = home.images().pull(&parse(reference)?, &options, progress).await?;
         Ok(Self { stored })
     }
 
@@ -273,17 +289,51 @@ fn parse(reference: &str) -> MicrosandboxResult<Reference> {
     Ok(reference.parse()?)
 }
 
+/// What the environment says about pulling: `MSB_OFFLINE`, `MSB_MIRRORS`, `MSB_INSECURE_REGISTRIES`
+/// and `MSB_CA_CERTS`.
+///
+/// # Errors
+/// [`MicrosandboxError::InvalidConfig`] for `MSB_OFFLINE`, [`MicrosandboxError::Image`] for a mirror.
+pub fn pull_options() -> MicrosandboxResult<PullOptions> {
+    let mut options = PullOptions::default();
+    match env::read_text(env::MSB_OFFLINE).as_deref() {
+        None | Some("0" | "false") => {}
+        Some("1" | "true") => options = options.with_network(Network::Offline),
+        Some(other) => {
+            let message = format!("MSB_OFFLINE is {other:?}, not 1 or 0");
+            return Err(MicrosandboxError::InvalidConfig(message));
+        }
+    }
+    let list = |name| env::read_text(name).unwrap_or_default();
+    for mirror in list(env::MSB_MIRRORS).split(',').filter(|text| !text.is_empty()) {
+        options = options.with_mirror(mirror.trim().parse()?);
+    }
+    let hosts = list(env::MSB_INSECURE_REGISTRIES);
+    for host in hosts.split(',').filter(|text| !text.is_empty()) {
+        options = options.with_insecure_host(host.trim());
+    }
+    let files = env::read(env::MSB_CA_CERTS).unwrap_or_default();
+    let files = std::env::split_paths(&files).filter(|path| !path.as_os_str().is_empty());
+    Ok(files.fold(options, PullOptions::with_ca_file))
+}
+
+impl From<PullPolicy> for microsandbox_image::PullPolicy {
+    fn from(policy: PullPolicy) -> Self {
+        match policy {
+            PullPolicy::Always => Self::Always,
+            PullPolicy::IfMissing => Self::IfMissing,
+            PullPolicy::Never => Self::Never,
+        }
+    }
+}
+
 async fn pull(
     home: &Home,
     reference: &Reference,
     policy: PullPolicy,
     progress: &dyn Progress,
 ) -> MicrosandboxResult<StoredImage> {
-    let options = PullOptions::default().with_policy(match policy {
-        PullPolicy::Always => microsandbox_image::PullPolicy::Always,
-        PullPolicy::IfMissing => microsandbox_image::PullPolicy::IfMissing,
-        PullPolicy::Never => microsandbox_image::PullPolicy::Never,
-    });
+    let options = pull_options()?.with_policy(policy.into());
     Ok(home.images().pull(reference, &options, progress).await?)
 }
 

@@ -11,6 +11,7 @@ mod home;
 mod images;
 mod lifecycle;
 mod logs;
+mod pulls;
 mod refusals;
 mod registry;
 mod runs;

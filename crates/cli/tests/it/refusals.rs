@@ -35,7 +35,12 @@ fn names_and_images_that_cannot_be() {
     let unreachable = home.run(&["run", "127.0.0.1:1/team/app", "--", "true"]);
     assert_eq!((unreachable.code, unreachable.stdout.as_str()), (125, ""));
     let lines: Vec<&str> = unreachable.stderr.lines().collect();
-    assert!(lines[0].starts_with("msb: reach registry 127.0.0.1:1: "), "{lines:?}");
+    assert!(
+        lines[0].starts_with(
+            "msb: fetch the manifest of 127.0.0.1:1/team/app:latest: reach registry 127.0.0.1:1: "
+        ),
+        "{lines:?}"
+    );
     let hint = "hint: check that 127.0.0.1:1 is right and reachable from this machine";
     assert_eq!(lines[1..], [hint]);
     for arguments in [&["stop", "no"][..], &["start", "no"], &["rm", "no"], &["exec", "no", "id"]] {

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{Arc, Condvar, Mutex},
     thread,
@@ -24,12 +25,28 @@ pub(crate) struct Registry {
 impl Registry {
     /// Starts an empty one and waits until it listens.
     pub(crate) fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// One that knows `user` with the password `secret` alone.
+    pub(crate) fn start_with_password(work: &Path) -> Self {
+        let users = work.join("htpasswd");
+        // bcrypt of "secret", cost 4.
+        let line = "user:$2b$04$z0RSG5Jt/fBjsAgZCGmRo.DF21Hk0g1yKUuMBLIKqssMJ9HNflvB2\n";
+        std::fs::write(&users, line).unwrap();
+        Self::start_with(&format!(
+            "auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+            users.display()
+        ))
+    }
+
+    fn start_with(settings: &str) -> Self {
         let storage = tempfile::tempdir().unwrap();
         // The port is free at this moment; a server that cannot have it says so below.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let config = storage.path().join("config.yml");
         let text = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{settings}",
             storage.path().join("data").display(),
         );
         std::fs::write(&config, text).unwrap();

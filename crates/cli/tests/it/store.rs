@@ -16,13 +16,13 @@ use crate::{
     registry::{Gate, Registry},
 };
 
-fn tool(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn tool(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -45,7 +45,7 @@ impl Random {
 }
 
 /// An OCI layout with one image, `latest`, of a layer for each size in KiB.
-fn layout(sizes: &[usize]) -> (TempDir, PathBuf) {
+pub(crate) fn layout(sizes: &[usize]) -> (TempDir, PathBuf) {
     let work = tempfile::tempdir().unwrap();
     let layout = work.path().join("layout");
     let image = format!("{}:latest", text(&layout));

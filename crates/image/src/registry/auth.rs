@@ -3,19 +3,21 @@
 use std::fmt;
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
+use futures_util::StreamExt;
 use reqwest::header::HeaderValue;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
+use super::DOCKER_HUB;
 use super::challenge::{Bearer, Challenge};
-use super::{DOCKER_HUB, http_fault};
-use crate::{Error, Reference};
+use super::endpoint::http_fault;
+use crate::Error;
 
 /// Name under which credential stores keep Docker Hub.
 const DOCKER_HUB_CREDENTIALS: &str = "https://index.docker.io/v1/";
 
 /// Largest answer of a token service; real ones have a few KiB.
-const MAX_TOKEN_BYTES: u64 = 256 << 10;
+const MAX_TOKEN_BYTES: usize = 256 << 10;
 
 /// Who pulls.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -77,7 +79,8 @@ impl fmt::Debug for Authorization {
 /// Answers a registry's challenges and remembers what worked.
 #[derive(Debug)]
 pub(super) struct Authorizer {
-    reference: Reference,
+    registry: String,
+    repository: String,
     auth: RegistryAuth,
     plain_http: bool,
     current: Mutex<Option<Authorization>>,
@@ -91,12 +94,23 @@ enum Credentials {
 }
 
 impl Authorizer {
-    pub(super) fn new(reference: &Reference, auth: RegistryAuth, plain_http: bool) -> Self {
+    pub(super) fn new(
+        registry: &str,
+        repository: &str,
+        auth: RegistryAuth,
+        plain_http: bool,
+    ) -> Self {
         let current = match &auth {
             RegistryAuth::Bearer { token } => Authorization::bearer(token),
             _ => None,
         };
-        Self { reference: reference.clone(), auth, plain_http, current: Mutex::new(current) }
+        Self {
+            registry: registry.to_owned(),
+            repository: repository.to_owned(),
+            auth,
+            plain_http,
+            current: Mutex::new(current),
+        }
     }
 
     /// What the next request should carry.
@@ -124,8 +138,9 @@ impl Authorizer {
             }
             (Some(Challenge::Basic), Credentials::Basic { username, password }) => {
                 // The client knows how to encode it; the request is only built, never sent.
-                let request =
-                    http.get(realm_of(&self.reference)).basic_auth(username, Some(password));
+                let request = http
+                    .get(format!("https://{}/", self.registry))
+                    .basic_auth(username, Some(password));
                 let request = request.build().map_err(|source| self.fault(source))?;
                 request.headers().get(reqwest::header::AUTHORIZATION).cloned().map(Authorization)
             }
@@ -143,9 +158,7 @@ impl Authorizer {
         demand: Bearer,
         credentials: &Credentials,
     ) -> Result<String, Error> {
-        let scope = demand
-            .scope
-            .unwrap_or_else(|| format!("repository:{}:pull", self.reference.repository()));
+        let scope = demand.scope.unwrap_or_else(|| format!("repository:{}:pull", self.repository));
         let mut url = reqwest::Url::parse(&demand.realm)
             .map_err(|_| self.odd("the token realm is no URL"))?;
         let acceptable = url.scheme() == "https" || (self.plain_http && url.scheme() == "http");
@@ -179,10 +192,16 @@ impl Authorizer {
         if !response.status().is_success() {
             return Err(self.denied());
         }
-        if response.content_length().is_some_and(|length| length > MAX_TOKEN_BYTES) {
-            return Err(self.odd("the token service's answer is too long"));
+        let mut bytes = Vec::new();
+        let mut stream = response.bytes_stream();
+        while let Some(chunk) = stream.next().await {
+            bytes.extend_from_slice(&chunk.map_err(|source| self.fault(source))?);
+            if bytes.len() > MAX_TOKEN_BYTES {
+                return Err(self.odd("the token service's answer is too long"));
+            }
         }
-        let answer: TokenAnswer = response.json().await.map_err(|source| self.fault(source))?;
+        let answer: TokenAnswer = serde_json::from_slice(&bytes)
+            .map_err(|_| self.odd("the token service's answer is no token"))?;
         answer
             .token
             .or(answer.access_token)
@@ -196,7 +215,7 @@ impl Authorizer {
             }
             RegistryAuth::Anonymous | RegistryAuth::Bearer { .. } => Ok(Credentials::None),
             RegistryAuth::DockerConfig => {
-                let registry = self.reference.registry().to_owned();
+                let registry = self.registry.clone();
                 // A credential helper is a program that is waited for.
                 crate::pull::blocking("read-credentials", move || stored_credentials(&registry))
                     .await
@@ -204,19 +223,16 @@ impl Authorizer {
         }
     }
 
-    fn denied(&self) -> Error {
-        Error::Denied {
-            registry: self.reference.registry().to_owned(),
-            repository: self.reference.repository().to_owned(),
-        }
+    pub(super) fn denied(&self) -> Error {
+        Error::Denied { registry: self.registry.clone(), repository: self.repository.clone() }
     }
 
     fn odd(&self, reason: &'static str) -> Error {
-        Error::UnexpectedAnswer { registry: self.reference.registry().to_owned(), reason }
+        Error::UnexpectedAnswer { registry: self.registry.clone(), reason }
     }
 
     fn fault(&self, source: reqwest::Error) -> Error {
-        http_fault(self.reference.registry(), source)
+        http_fault(&self.registry, source)
     }
 }
 
@@ -225,10 +241,6 @@ impl Authorizer {
 struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
-}
-
-fn realm_of(reference: &Reference) -> String {
-    format!("https://{}/", reference.registry())
 }
 
 fn stored_credentials(registry: &str) -> Result<Credentials, Error> {

@@ -3,8 +3,11 @@
 mod fidelity;
 mod files;
 mod hostile;
+mod hostile_registry;
 mod made;
+mod registries;
 mod save;
+mod scripted;
 mod snapshot;
 mod sources;
 mod store;

@@ -141,7 +141,7 @@ async fn policies_decide_whether_the_registry_is_asked() -> Result<()> {
     let image = store.pull(&pinned, &PullOptions::default(), &Silent).await?;
     assert_eq!(image.digest(), pulled.digest());
     let gone = store.pull(&reference, &with(PullPolicy::Always), &Silent).await;
-    let Err(error @ Error::Http { .. }) = gone else { anyhow::bail!("{gone:?}") };
+    let Err(error @ Error::Fetch { .. }) = gone else { anyhow::bail!("{gone:?}") };
     assert!(error.hint().is_some_and(|hint| hint.contains("reachable")), "{error}");
     Ok(())
 }
@@ -163,17 +163,8 @@ async fn what_the_registry_does_not_have_is_named() -> Result<()> {
 async fn a_registry_with_a_password_wants_the_right_one() -> Result<()> {
     let made = layout(&layers())?;
     let registry = Registry::start_with_password()?;
-    let name = format!("{}/private:1", registry.address);
-    run(
-        "skopeo",
-        &[
-            "copy",
-            "--dest-tls-verify=false",
-            "--dest-creds=user:secret",
-            &format!("oci:{}:latest", text(&made.path().join("layout"))?),
-            &format!("docker://{name}"),
-        ],
-    )?;
+    let creds = ["--dest-creds=user:secret"];
+    let name = registry.push_with(&made.path().join("layout"), "private:1", &creds)?;
     let basic =
         |password: &str| RegistryAuth::Basic { username: "user".into(), password: password.into() };
     for (auth, accepted) in

@@ -51,7 +51,7 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn start() -> Result<Self> {
-        Self::start_with("")
+        Self::start_with("", "")
     }
 
     /// One that knows `user` with the password `secret` alone.
@@ -63,15 +63,14 @@ impl Registry {
             &users,
             "user:$2b$04$z0RSG5Jt/fBjsAgZCGmRo.DF21Hk0g1yKUuMBLIKqssMJ9HNflvB2\n",
         )?;
-        let mut registry = Self::start_with(&format!(
-            "auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
-            text(&users)?
-        ))?;
+        let auth = format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", text(&users)?);
+        let mut registry = Self::start_with(&auth, "")?;
         registry._users = Some(directory);
         Ok(registry)
     }
 
-    fn start_with(settings: &str) -> Result<Self> {
+    /// One with more settings, and more settings of its server.
+    pub(crate) fn start_with(settings: &str, http: &str) -> Result<Self> {
         let storage = TempDir::new()?;
         // Taken and given back: the registry takes no open socket. A clash would fail the test, not pass it.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
@@ -80,7 +79,7 @@ impl Registry {
             &config,
             format!(
                 "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-                 http: {{addr: '{address}'}}\n{settings}",
+                 http: {{addr: '{address}'{http}}}\n{settings}",
                 text(storage.path())?
             ),
         )?;
@@ -106,16 +105,16 @@ impl Registry {
 
     /// Pushes an image of a layout made by [`layout`]; answers with its name.
     pub(crate) fn push(&self, layout: &Path, name: &str) -> Result<String> {
+        self.push_with(layout, name, &[])
+    }
+
+    /// As [`Self::push`], with more arguments for `skopeo copy`.
+    pub(crate) fn push_with(&self, layout: &Path, name: &str, more: &[&str]) -> Result<String> {
         let reference = format!("{}/{name}", self.address);
-        run(
-            "skopeo",
-            &[
-                "copy",
-                "--dest-tls-verify=false",
-                &format!("oci:{}:latest", text(layout)?),
-                &format!("docker://{reference}"),
-            ],
-        )?;
+        let source = format!("oci:{}:latest", text(layout)?);
+        let target = format!("docker://{reference}");
+        let arguments = ["copy", "--dest-tls-verify=false", &source, &target];
+        run("skopeo", &[&arguments, more].concat())?;
         Ok(reference)
     }
 }
