@@ -21,6 +21,8 @@ pub(crate) enum Command {
     Bench(BenchOptions),
     /// Formatting, clippy, documentation, dependency policy and the repository's own rules.
     Check,
+    /// Feed the parsers of hostile bytes with mutations of their corpora.
+    Fuzz(FuzzOptions),
     /// Build the guest kernel, once for each set of inputs.
     Kernel(KernelOptions),
     /// From a fresh checkout to the output of a command inside a microVM.
@@ -71,6 +73,17 @@ pub(crate) struct TestOptions {
     /// Arguments for `cargo test`, e.g. `-p microsandbox-image`; default is the workspace.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) arguments: Vec<String>,
+}
+
+/// Options of `fuzz`.
+#[derive(Args, Debug)]
+pub(crate) struct FuzzOptions {
+    /// Seconds for each target; as many targets run at once as there are cores.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub(crate) seconds: u64,
+    /// Same seed, same inputs; default is another one each time.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
 }
 
 /// Options of `bench`.

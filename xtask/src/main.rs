@@ -17,6 +17,7 @@ mod digest;
 mod elf;
 mod env;
 mod fixtures;
+mod fuzz;
 mod guest;
 mod initramfs;
 mod kernel;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         cli::Command::Agent(options) => agent::run(&options),
         cli::Command::Bench(options) => bench::run(&options),
         cli::Command::Check => check::run(),
+        cli::Command::Fuzz(options) => fuzz::run(&options),
         cli::Command::Kernel(options) => kernel::run(&options),
         cli::Command::Quickstart => quickstart::run(),
         cli::Command::Setup(options) => setup::run(&options),

@@ -25,6 +25,9 @@ mod erofs;
 mod error;
 pub mod ext4;
 mod files;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod layer;
 mod limits;

@@ -76,6 +76,10 @@ impl Reference {
     pub fn familiar(&self) -> String {
         let full = self.to_string();
         let Some(short) = full.strip_prefix("docker.io/") else { return full };
+        if split_registry(short).0.is_some() {
+            // `docker.io/a.b/c`: without its registry, `a.b` would be taken for one.
+            return full;
+        }
         match short.strip_prefix(OFFICIAL_PREFIX) {
             Some(official) if !official.contains('/') => official.to_owned(),
             _ => short.to_owned(),
@@ -241,6 +245,16 @@ mod tests {
     use super::*;
 
     const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    /// Found by fuzzing.
+    #[test]
+    fn short_form_of_a_repository_that_looks_like_a_registry_keeps_its_registry() {
+        for text in ["docker.io/a.b/c:latest", "docker.io/localhost/c:1"] {
+            let reference: Reference = text.parse().unwrap();
+            assert_eq!(reference.familiar(), text);
+            assert_eq!(reference.familiar().parse::<Reference>().unwrap(), reference);
+        }
+    }
 
     #[test]
     fn references_resolve_as_docker_resolves_them() {
