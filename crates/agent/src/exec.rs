@@ -37,6 +37,7 @@ use crate::exec::plan::{Candidates, Plan, bad_args};
 use crate::exec::session::{Family, Session};
 use crate::exec::stdio::Ours;
 use crate::link::Outbox;
+use crate::metrics;
 use crate::reaper::Reaper;
 use crate::sys::clone::{Image, Spawn, Spawner};
 use crate::sys::process::Ended;
@@ -137,6 +138,9 @@ impl Engine {
                 );
             }
             Kind::FileCall => self.file_call(&frame),
+            Kind::MetricsCall => {
+                self.outbox.control(stream, &metrics::read(self.streams.borrow().len()));
+            }
             Kind::LimitedExec => {
                 let limited = LimitedExec::from_frame(&frame);
                 self.exec(stream, limited.map(|LimitedExec { exec, limits }| (exec, limits)));

@@ -25,6 +25,7 @@ mod fd;
 mod files;
 mod init;
 mod link;
+mod metrics;
 mod port;
 mod reaper;
 mod role;

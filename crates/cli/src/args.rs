@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    create, doctor, exec, history, image, inspect, load, logs, ls, ping, prune, pull, restart, rm,
-    run, save, shell, start, stop, wait,
+    create, doctor, exec, history, image, inspect, load, logs, ls, metrics, ping, prune, pull,
+    restart, rm, run, save, shell, start, stop, wait,
 };
 
 /// Run untrusted workloads in local microVMs.
@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Ls(ls::Args),
     /// Show all that is known of a sandbox, as JSON.
     Inspect(inspect::Args),
+    /// Show what running sandboxes use.
+    Metrics(metrics::Args),
     /// Show how runs of sandboxes ended, also of removed ones.
     History(history::Args),
     /// Show the logs of a sandbox.

@@ -13,6 +13,7 @@ pub(crate) mod inspect;
 pub(crate) mod load;
 pub(crate) mod logs;
 pub(crate) mod ls;
+pub(crate) mod metrics;
 pub(crate) mod ping;
 pub(crate) mod prune;
 pub(crate) mod pull;
@@ -38,6 +39,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Start(args) => start::run(args).await,
         Command::Stop(args) => stop::run(args).await,
         Command::Restart(args) => restart::run(args).await,
+        Command::Metrics(args) => metrics::run(args).await,
         Command::Ping(args) => ping::run(args).await,
         Command::Prune(args) => prune::run(args).await,
         Command::History(args) => history::run(args).await,

@@ -8,7 +8,8 @@ use microsandbox_runtime::{Accel, AgentClient, BootTimes, EndReason, SandboxDir,
 
 use crate::{
     LogEntry, LogOptions, LogSource, LogStream, LogStreamOptions, MicrosandboxError,
-    MicrosandboxResult, Sandbox, SandboxConfig, SandboxFilter, SandboxStatus, SandboxStopResult,
+    MicrosandboxResult, Sandbox, SandboxConfig, SandboxFilter, SandboxMetrics, SandboxStatus,
+    SandboxStopResult,
     config::STOP_TIMEOUT,
     create::{self, Mode},
     history,
@@ -208,6 +209,14 @@ impl SandboxHandle {
             other => other?,
         };
         Ok(Sandbox::new(self.config()?, self.dir.clone(), client, None))
+    }
+
+    /// What it uses now. See [`Sandbox::metrics`].
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::SandboxNotRunning`].
+    pub async fn metrics(&self) -> MicrosandboxResult<SandboxMetrics> {
+        self.connect().await?.metrics().await
     }
 
     /// Ends it in order; one that does not run is left as it is. See [`Sandbox::stop`].

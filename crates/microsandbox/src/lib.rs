@@ -38,6 +38,7 @@ mod history;
 mod home;
 mod link;
 mod logs;
+mod metrics;
 mod names;
 mod sandbox;
 mod status;
@@ -66,6 +67,7 @@ pub use fs::{
 pub use handle::{RunInfo, SandboxHandle};
 pub use history::PastRun;
 pub use logs::{LogEntry, LogOptions, LogSource, LogStream, LogStreamOptions};
+pub use metrics::{SandboxMetrics, all_sandbox_metrics};
 pub use microsandbox_archive::Error as ArchiveError;
 pub use microsandbox_image::{Progress, PullProgress, Reference};
 pub use microsandbox_runtime::{Accel, BootTimes, EndReason, VmmChoice, VmmKind};

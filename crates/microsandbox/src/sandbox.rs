@@ -7,6 +7,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use futures_util::Stream;
 use microsandbox_runtime::{
     AgentClient, EndReason, Owner, SandboxDir, VmmExit, step, wire::TerminalSize,
 };
@@ -14,14 +15,14 @@ use microsandbox_runtime::{
 use crate::{
     AttachEnd, AttachOptionsBuilder, ExecHandle, ExecOptionsBuilder, ExecOutput, LogEntry,
     LogOptions, LogStream, LogStreamOptions, MicrosandboxError, MicrosandboxResult, SandboxBuilder,
-    SandboxConfig, SandboxFilter, SandboxFs, SandboxHandle, SandboxStatus, attach,
+    SandboxConfig, SandboxFilter, SandboxFs, SandboxHandle, SandboxMetrics, SandboxStatus, attach,
     config::STOP_TIMEOUT,
     create::{self, Mode, PullProgressHandle},
     exec::{self, ExecOptions},
     history::{self, PastRun},
     home::Home,
     link::Link,
-    logs,
+    logs, metrics,
 };
 
 /// Time beyond an orderly end's own in which the supervisor must have written the end down.
@@ -236,6 +237,32 @@ impl Sandbox {
     /// Cancel safe.
     pub async fn ping(&self) -> MicrosandboxResult<Duration> {
         self.inner.link.client.ping().await.map_err(|error| self.inner.link.explain(error))
+    }
+
+    /// What it uses now, in the guest and on the host.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::SandboxEnded`], [`MicrosandboxError::Runtime`] when its agent is of a
+    /// version that does not tell.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn metrics(&self) -> MicrosandboxResult<SandboxMetrics> {
+        let sample = metrics::sample(&self.inner.link.client, &self.inner.link.dir).await;
+        sample.map_err(|error| self.inner.link.explain(error))
+    }
+
+    /// As [`Sandbox::metrics`] again and again, `interval` apart, the first at once. The stream ends
+    /// after its first error, such as the end of the sandbox. Nothing is asked between samples, and
+    /// nothing when nobody takes them.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn metrics_stream(
+        &self,
+        interval: Duration,
+    ) -> impl Stream<Item = MicrosandboxResult<SandboxMetrics>> + Send + 'static {
+        metrics::samples(self.clone(), interval)
     }
 
     /// The runs of sandboxes of that name that have ended, latest first, also of removed ones. A

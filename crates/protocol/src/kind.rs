@@ -27,7 +27,7 @@ macro_rules! kinds {
     };
 }
 
-// Order is numerical: link, life, control of streams, bulk, relay, files, jobs.
+// Order is numerical: link, life, control of streams, bulk, relay, files, jobs, metrics.
 kinds! {
     /// First frame of each end: [`crate::Hello`], a fixed layout.
     Hello = 1,
@@ -96,12 +96,31 @@ kinds! {
     JobGap = 75,
     /// There is no such job, the stream is over: [`crate::JobUnknown`].
     JobUnknown = 76,
+
+    /// Client to agent, opens a stream: [`crate::MetricsCall`].
+    MetricsCall = 80,
+    /// What the guest uses, the stream is over: [`crate::Metrics`].
+    Metrics = 81,
 }
 
 impl Kind {
     /// The byte on the wire.
     pub const fn byte(self) -> u8 {
         self as u8
+    }
+
+    /// Whether a frame of this kind, from the agent, is the last of its stream.
+    pub const fn ends_stream(self) -> bool {
+        matches!(
+            self,
+            Self::ExecExited
+                | Self::ExecFailed
+                | Self::JobInfo
+                | Self::JobUnknown
+                | Self::Jobs
+                | Self::Metrics
+                | Self::Unsupported
+        )
     }
 
     /// Whether the body is bytes to pass on, counted against the stream's credit.

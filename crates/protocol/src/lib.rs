@@ -24,6 +24,7 @@ mod hello;
 mod job;
 mod kind;
 mod message;
+mod metrics;
 
 pub use boot::{
     BootFailed, BootStage, BootTimings, Bootstrap, Disk, ExecDefaults, Ready, Root, Timestamp,
@@ -52,6 +53,7 @@ pub use job::{
 };
 pub use kind::Kind;
 pub use message::{Message, opening_window};
+pub use metrics::{Metrics, MetricsCall};
 
 /// Name of the virtio-console port that carries this protocol.
 ///

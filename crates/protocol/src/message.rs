@@ -70,6 +70,8 @@ message!(
     Jobs,
     Kill,
     LimitedExec,
+    Metrics,
+    MetricsCall,
     Ping,
     Pong,
     Ready,

@@ -2,6 +2,7 @@
 
 pub(crate) mod files;
 pub(crate) mod jobs;
+mod metrics;
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -269,14 +270,7 @@ async fn dispatch(
                 }
             }
             Some(Kind::StdinClosed) => route.stdin.close(),
-            Some(
-                Kind::ExecExited
-                | Kind::ExecFailed
-                | Kind::JobInfo
-                | Kind::Jobs
-                | Kind::JobUnknown
-                | Kind::Unsupported,
-            ) => {
+            Some(kind) if kind.ends_stream() => {
                 route.stdin.close();
                 ended = true;
             }

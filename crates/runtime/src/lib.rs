@@ -15,6 +15,7 @@ mod client;
 mod error;
 mod exec_log;
 mod handover;
+mod host_usage;
 mod launch;
 mod link;
 mod lock;
@@ -37,6 +38,7 @@ pub use client::{
 };
 pub use error::{Error, Result};
 pub use exec_log::{ExecContent, ExecLogReader, ExecRecord};
+pub use host_usage::HostUsage;
 pub use launch::{Launched, Owner, launch};
 pub use lock::SandboxLock;
 pub use log_watch::LogWatch;

@@ -96,6 +96,13 @@ fn what_is_told_of_a_sandbox_is_what_it_was_made_with() {
     let release = home.run(&["exec", "web", "--", "uname", "-r"]).stdout;
     assert_eq!(run["kernel_release"], release.trim());
 
+    let metrics = json(&home, &["metrics", "--format", "json"]);
+    assert_eq!(metrics[0]["name"], "web");
+    assert_eq!(metrics[0]["commands"], 0);
+    let text = home.run(&["metrics", "web", "--format", "prometheus"]).stdout;
+    assert!(text.contains("\n# TYPE microsandbox_cpu_seconds_total counter\n"), "{text}");
+    assert!(text.contains("\nmicrosandbox_memory_limit_bytes{sandbox=\"web\"} 2"), "{text}");
+
     let words = "echo first > /dev/console; echo second > /dev/console";
     home.check(&["exec", "-u", "root", "web", "--", "sh", "-c", words], 0, "", "");
     home.check(&["stop", "web"], 0, "web\n", "");

@@ -10,6 +10,7 @@ mod files;
 mod kills;
 mod lifecycle;
 mod limits;
+mod metrics;
 
 use std::{
     fs,
@@ -73,6 +74,7 @@ fn trials() -> Vec<Trial> {
         kills::trials(),
         lifecycle::trials(),
         limits::trials(),
+        metrics::trials(),
     ];
     trials.into_iter().flatten().collect()
 }

@@ -11,9 +11,9 @@ use microsandbox_protocol::{
     ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus, FileAttributes,
     FileCall, FileEntry, FileFailed, FileFailure, FileKind, FileMetadata, FileOperation, Frame,
     FrameDecoder, Hello, JobCall, JobEnd, JobGap, JobInfo, JobOperation, JobUnknown, Jobs, Kill,
-    Kind, LimitedExec, Message, PathBytes, Ping, Pong, Program, Ready, Resize, Rlimit,
-    RlimitResource, Root, Shutdown, Signal, StdinClosed, StdinMode, Stop, Stopped, TerminalSize,
-    Timestamp, Unsupported, Upper, Usage, Welcome, WriteMode, to_record,
+    Kind, LimitedExec, Message, Metrics, MetricsCall, PathBytes, Ping, Pong, Program, Ready,
+    Resize, Rlimit, RlimitResource, Root, Shutdown, Signal, StdinClosed, StdinMode, Stop, Stopped,
+    TerminalSize, Timestamp, Unsupported, Upper, Usage, Welcome, WriteMode, to_record,
 };
 
 /// Every kind with the frames that show its body: hexadecimal digits, blanks only for reading.
@@ -239,6 +239,12 @@ const GOLDEN: &[(Kind, &[&str])] = &[
         Kind::JobUnknown,
         &["08000000 01000000 4c 00 \
              ac02"],
+    ),
+    (Kind::MetricsCall, &["06000000 01000000 50 00"]),
+    (
+        Kind::Metrics,
+        &["12000000 01000000 51 00 \
+             ac0201020304050607ac0209"],
     ),
 ];
 
@@ -488,6 +494,24 @@ fn messages_of_jobs_keep_their_bytes() {
     check(1, 1, &Jobs { jobs: vec![] });
     check(0, 1, &JobGap { bytes: 70_000 });
     check(0, 1, &JobUnknown { id: 300 });
+}
+
+#[test]
+fn messages_of_metrics_keep_their_bytes() {
+    check(0, 1, &MetricsCall {});
+    let metrics = Metrics {
+        uptime_ms: 300,
+        cpu_ms: 1,
+        memory_total_bytes: 2,
+        memory_available_bytes: 3,
+        disk_read_bytes: 4,
+        disk_written_bytes: 5,
+        upper_total_bytes: 6,
+        upper_used_bytes: 7,
+        processes: 300,
+        commands: 9,
+    };
+    check(0, 1, &metrics);
 }
 
 /// Records and failures go as bytes of a stream, not as frames.

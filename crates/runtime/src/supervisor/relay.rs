@@ -6,8 +6,9 @@
 use std::{collections::HashMap, time::Duration};
 
 use microsandbox_protocol::{
-    Credit, Ended, Exec, ExecStarted, Frame, Kill, Kind, LimitedExec, Message, Ping, Pong, Ready,
-    SendWindow, Stop, StreamId, Unsupported, Welcome, opening_window,
+    Credit, Ended, Exec, ExecStarted, Frame, Kill, Kind, LimitedExec, Message, Metrics,
+    MetricsCall, Ping, Pong, Ready, SendWindow, Stop, StreamId, Unsupported, Welcome,
+    opening_window,
 };
 use tokio::{
     io::AsyncWrite,
@@ -32,6 +33,9 @@ const MAX_WINDOW: usize = 4 << 20;
 
 /// Time for clients to take the last frames of a sandbox that has ended.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Stream of the supervisor's own questions; those of clients begin above.
+const METRICS_STREAM: StreamId = 2;
 
 const STREAMS_PER_CLIENT: u32 = 1 << 16;
 
@@ -82,6 +86,8 @@ pub(super) enum GuestNews {
     None,
     /// Everything is on the disks; the machine may go.
     Stopped,
+    /// What was asked for with [`Relay::ask_metrics`].
+    Uses(Metrics),
 }
 
 impl Relay {
@@ -166,6 +172,11 @@ impl Relay {
         let _in_time = timeout(FAREWELL, written).await;
     }
 
+    /// Asks the guest what it uses.
+    pub(super) fn ask_metrics(&self) {
+        self.agent.send(MetricsCall {}.to_frame(METRICS_STREAM));
+    }
+
     /// Handles a client's frame; gives the stop it asks for.
     pub(super) fn on_client(
         &mut self,
@@ -198,6 +209,10 @@ impl Relay {
             Some(Kind::FileCall | Kind::JobCall) => {
                 let window = opening_window(&frame).map_err(malformed)?;
                 self.open_stream(client, frame.stream, window)?;
+                self.agent.send(frame);
+            }
+            Some(Kind::MetricsCall) => {
+                self.open_stream(client, frame.stream, 0)?;
                 self.agent.send(frame);
             }
             Some(Kind::Credit) => {
@@ -298,6 +313,14 @@ impl Relay {
             });
         }
         let malformed = |error: microsandbox_protocol::Error| GuestLied(error.to_string());
+        if frame.stream == METRICS_STREAM {
+            // An agent that does not know the question has no jobs either.
+            let uses = match kind {
+                Some(Kind::Metrics) => Metrics::from_frame(&frame).map_err(malformed)?,
+                _ => Metrics::default(),
+            };
+            return Ok(GuestNews::Uses(uses));
+        }
         // A stream that is not there was killed while this was on its way.
         let Some(stream) = self.streams.get_mut(&frame.stream) else { return Ok(GuestNews::None) };
         let mut ended = false;
@@ -324,7 +347,7 @@ impl Relay {
                 stream.to_guest.grant(credit.bytes);
             }
             Some(Kind::ExecExited | Kind::ExecFailed) => ended = true,
-            Some(Kind::JobInfo | Kind::Jobs | Kind::JobUnknown) => ended = true,
+            Some(Kind::JobInfo | Kind::Jobs | Kind::JobUnknown | Kind::Metrics) => ended = true,
             // What opened the stream is unknown to an older agent: there is no command.
             Some(Kind::Unsupported) if !stream.started => ended = true,
             Some(Kind::StdinClosed | Kind::JobGap) => {}

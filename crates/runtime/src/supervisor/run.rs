@@ -166,6 +166,8 @@ struct Session<'a> {
     from_clients: mpsc::Receiver<(ClientId, Option<Frame>)>,
     to_session: mpsc::Sender<(ClientId, Option<Frame>)>,
     limits: Limits,
+    /// The guest has been asked whether detached jobs run, and has not answered.
+    asked_if_idle: bool,
     stopping: Option<Stopping>,
 }
 
@@ -234,7 +236,17 @@ impl<'a> Session<'a> {
         });
         let relay = Relay::new(machine.agent.clone(), ready, log.ok());
         let limits = Limits::new(config.idle_timeout, config.max_duration);
-        Ok(Self { config, dir, relay, listener, from_clients, to_session, limits, stopping: None })
+        Ok(Self {
+            config,
+            dir,
+            relay,
+            listener,
+            from_clients,
+            to_session,
+            limits,
+            asked_if_idle: false,
+            stopping: None,
+        })
     }
 
     /// Serves until the machine is gone or must go; says why and whether by force.
@@ -245,7 +257,7 @@ impl<'a> Session<'a> {
         masters: &mut Masters,
     ) -> (EndReason, bool) {
         loop {
-            self.limits.observe(self.relay.is_idle());
+            self.limits.observe(self.relay.is_idle() && !self.asked_if_idle);
             let deadline = match &self.stopping {
                 Some(stopping) => Some(stopping.deadline),
                 None => self.limits.deadline(),
@@ -254,6 +266,13 @@ impl<'a> Session<'a> {
                 frame = machine.port.next() => match frame {
                     Ok(Some(frame)) => match self.relay.on_guest(frame) {
                         Ok(GuestNews::None) => {}
+                        Ok(GuestNews::Uses(uses)) => {
+                            self.asked_if_idle = false;
+                            if uses.commands == 0 && self.relay.is_idle() {
+                                let timeout = self.config.stop_timeout;
+                                self.begin_stop(EndReason::Idle, timeout, machine, record);
+                            }
+                        }
                         Ok(GuestNews::Stopped) => return (self.reason_for_end(), false),
                         Err(lie) => return (EndReason::AgentLost { detail: lie.0 }, true),
                     },
@@ -289,8 +308,17 @@ impl<'a> Session<'a> {
                     if self.stopping.is_some() {
                         return (self.reason_for_end(), true);
                     }
-                    let reason = self.limits.exceeded();
-                    self.begin_stop(reason, self.config.stop_timeout, machine, record);
+                    match self.limits.exceeded() {
+                        // Detached jobs have no stream here: the guest knows of them.
+                        EndReason::Idle => {
+                            self.limits.observe(false);
+                            self.asked_if_idle = true;
+                            self.relay.ask_metrics();
+                        }
+                        reason => {
+                            self.begin_stop(reason, self.config.stop_timeout, machine, record);
+                        }
+                    }
                 },
             }
         }
