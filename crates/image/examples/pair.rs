@@ -1,32 +1,23 @@
-//! Loads or pulls an image and makes the pair of disks that a virtual machine boots from.
+//! Pulls an image, prints its tree, and writes the pair of disks that a virtual machine boots from.
 //!
-//! usage: pair STORE REFERENCE [ARCHIVE]
+//! usage: pair STORE REFERENCE
 #![expect(clippy::print_stdout, reason = "an example shows what it did")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use microsandbox_image::ext4::{self, UpperOptions};
-use microsandbox_image::{ArchiveSource, ImageStore, PullOptions, Reference, Silent};
+use microsandbox_image::{ImageStore, PullOptions, Silent};
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [root, name, archive @ ..] = arguments.as_slice() else {
-        anyhow::bail!("usage: pair STORE REFERENCE [ARCHIVE]");
-    };
+    let [root, name] = &arguments[..] else { return Err("usage: pair STORE REFERENCE".into()) };
     let store = ImageStore::open(root);
-    let reference: Reference = name.parse()?;
-    let image = match archive {
-        [path] => {
-            let source = ArchiveSource::Path(PathBuf::from(path));
-            store.load(source, Some(&reference), &Silent)?.remove(0)
-        }
-        _ => store.pull(&reference, &PullOptions::default(), &Silent).await?,
-    };
-    println!("{} {}", image.digest(), image.disk().display());
-
+    let image = store.pull_blocking(&name.parse()?, &PullOptions::default(), &Silent)?;
+    for (path, file) in image.files()?.walk("/")? {
+        println!("{:04o} {:>10} {}", file.permissions, file.size_bytes, path.display());
+    }
     let upper = Path::new(root).join("upper.ext4");
     ext4::format(&upper, &UpperOptions::new(4 << 30, *b"an example uuid!"), &[])?;
-    println!("{}", upper.display());
+    println!("boot from {}, write to {}", image.disk().display(), upper.display());
     Ok(())
 }

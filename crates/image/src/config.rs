@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{DiffId, Digest, Error, Platform};
 
@@ -68,6 +68,33 @@ impl ImageConfig {
         Ok((config, blob.rootfs.diff_ids))
     }
 
+    /// The configuration blob of an image of these layers. Nothing in it depends on when it is made.
+    pub(crate) fn encode(&self, diff_ids: &[DiffId]) -> Vec<u8> {
+        let objects = |keys: &[String]| -> BTreeMap<String, serde_json::Value> {
+            keys.iter().map(|key| (key.clone(), serde_json::json!({}))).collect()
+        };
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let blob = ConfigBlob {
+            architecture: some(&self.architecture),
+            os: some(&self.os),
+            variant: self.variant.clone(),
+            created: self.created.clone(),
+            config: Some(RunConfig {
+                env: Some(self.env.clone()),
+                cmd: Some(self.cmd.clone()).filter(|cmd| !cmd.is_empty()),
+                entrypoint: Some(self.entrypoint.clone()).filter(|words| !words.is_empty()),
+                working_dir: self.working_dir.clone(),
+                user: self.user.clone(),
+                exposed_ports: Some(objects(&self.exposed_ports)).filter(|ports| !ports.is_empty()),
+                volumes: Some(objects(&self.volumes)).filter(|volumes| !volumes.is_empty()),
+                labels: Some(self.labels.clone()).filter(|labels| !labels.is_empty()),
+                stop_signal: self.stop_signal.clone(),
+            }),
+            rootfs: RootFs { kind: "layers".into(), diff_ids: diff_ids.to_vec() },
+        };
+        serde_json::to_vec(&blob).expect("text and lists of text can be written as JSON")
+    }
+
     /// The platform the image says it is for.
     pub fn platform(&self) -> Platform {
         Platform {
@@ -79,32 +106,45 @@ impl ImageConfig {
 }
 
 /// The blob as it is written; every field that tools leave out or set to `null` is optional.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct ConfigBlob {
     architecture: Option<String>,
     os: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     variant: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     created: Option<String>,
     config: Option<RunConfig>,
     rootfs: RootFs,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct RootFs {
+    #[serde(rename = "type", default)]
+    kind: String,
     diff_ids: Vec<DiffId>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct RunConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
     env: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     cmd: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     entrypoint: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     working_dir: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     exposed_ports: Option<BTreeMap<String, serde_json::Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     volumes: Option<BTreeMap<String, serde_json::Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     stop_signal: Option<String>,
 }
 
@@ -131,6 +171,30 @@ mod tests {
         assert_eq!((config, diff_ids.len()), (expected, 0));
         assert!(ImageConfig::parse(br#"{"architecture":"amd64"}"#).is_err());
         assert!(ImageConfig::parse(b"<html>").is_err());
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let config = ImageConfig {
+            architecture: "arm".into(),
+            os: "linux".into(),
+            variant: Some("v7".into()),
+            env: vec!["A=1".into()],
+            cmd: vec!["sh".into()],
+            entrypoint: vec!["/init".into()],
+            working_dir: Some("/w".into()),
+            user: Some("1:2".into()),
+            exposed_ports: vec!["80/tcp".into()],
+            volumes: vec!["/data".into()],
+            labels: BTreeMap::from([("k".into(), "v".into())]),
+            stop_signal: Some("SIGINT".into()),
+            ..ImageConfig::default()
+        };
+        for config in [config, ImageConfig::default()] {
+            let diff_ids = [DiffId(Digest::of(b""))];
+            let read = ImageConfig::parse(&config.encode(&diff_ids)).unwrap();
+            assert_eq!(read, (config, diff_ids.to_vec()));
+        }
     }
 
     #[test]

@@ -280,6 +280,16 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// A directory that is to become an image could not be read.
+    #[error("read {}", path.display())]
+    ReadRootfs {
+        /// File or directory in it.
+        path: PathBuf,
+        /// What the file system reported.
+        #[source]
+        source: io::Error,
+    },
+
     /// An archive could not be read.
     #[error("read archive {}", archive.display())]
     ReadArchive {
@@ -318,6 +328,14 @@ pub enum Error {
         /// What is missing.
         #[source]
         source: Cause,
+    },
+
+    /// The machinery for waiting on the network could not be started.
+    #[error("start an async runtime")]
+    StartRuntime {
+        /// What the kernel reported.
+        #[source]
+        source: io::Error,
     },
 
     /// A registry stopped sending.

@@ -6,6 +6,7 @@
 mod docker;
 mod members;
 mod oci;
+mod rootfs;
 
 use std::fmt;
 use std::io::Read;

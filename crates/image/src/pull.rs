@@ -183,6 +183,26 @@ impl ImageStore {
         Ok(image)
     }
 
+    /// As [`Self::pull`], for programs that have no async runtime: blocks until it is done.
+    ///
+    /// # Errors
+    /// As [`Self::pull`]; [`Error::StartRuntime`].
+    ///
+    /// # Panics
+    /// Within an async runtime, which must not be blocked.
+    pub fn pull_blocking(
+        &self,
+        reference: &Reference,
+        options: &PullOptions,
+        progress: &dyn Progress,
+    ) -> Result<Image, Error> {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|source| Error::StartRuntime { source })?
+            .block_on(self.pull(reference, options, progress))
+    }
+
     /// The image from the store, if it is the one that was asked for.
     async fn cached(
         &self,

@@ -161,6 +161,27 @@ impl Image {
         load(ArchiveSource::Path(path.to_owned()), tag, progress).await
     }
 
+    /// Makes an image of one layer from a root directory and calls it `tag`. `config` says how it
+    /// wants to be run; without a platform it is for this host.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Image`]; the store is as it was then.
+    pub async fn load_directory(
+        root: &Path,
+        tag: &str,
+        config: ImageConfig,
+        progress: Arc<dyn Progress>,
+    ) -> MicrosandboxResult<Self> {
+        let home = Home::from_env()?;
+        home.ensure()?;
+        let (root, tag) = (root.to_owned(), parse(tag)?);
+        let store = home.images();
+        let work = move || store.load_directory(&root, &tag, &config, &*progress);
+        let loaded = tokio::task::spawn_blocking(work).await;
+        let loaded = loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        Ok(Self { stored: loaded? })
+    }
+
     /// As [`Image::load`] from a stream, such as standard input.
     ///
     /// # Errors

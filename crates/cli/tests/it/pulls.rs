@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, Permissions},
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, Write},
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     path::Path,
@@ -69,7 +69,7 @@ fn credentials_of_docker_login_are_used() {
         "good",
         r#"read host; echo "{\"ServerURL\":\"$host\",\"Username\":\"user\",\"Secret\":\"secret\"}""#,
     );
-    helper("empty", "echo credentials not found in native keychain; exit 1");
+    helper("empty", "read host; echo credentials not found in native keychain; exit 1");
     let path = env::read(env::PATH).unwrap();
     let path =
         std::env::join_paths([programs.clone()].into_iter().chain(std::env::split_paths(&path)));
@@ -127,6 +127,9 @@ fn proxy(mut client: TcpStream, target: &str, log: &Mutex<Vec<String>>) -> std::
     let mut server = TcpStream::connect(target)?;
     let mut first = String::new();
     input.read_line(&mut first)?;
+    if first.is_empty() {
+        return Ok(());
+    }
     log.lock().unwrap().push(first.trim().to_owned());
     if first.starts_with("CONNECT ") {
         let mut line = String::new();
@@ -142,9 +145,17 @@ fn proxy(mut client: TcpStream, target: &str, log: &Mutex<Vec<String>>) -> std::
         let _ended = std::io::copy(&mut answers, &mut to_client);
         to_client.shutdown(Shutdown::Both)
     });
-    let mut buffer = [0; 4096];
-    while let Ok(count @ 1..) = input.read(&mut buffer) {
-        server.write_all(&buffer[..count])?;
+    if first.starts_with("CONNECT ") {
+        std::io::copy(&mut input, &mut server)?;
+    }
+    // Requests without bodies, one after the other.
+    let mut line = Vec::new();
+    while input.read_until(b'\n', &mut line)? > 0 {
+        if line.starts_with(b"GET ") {
+            log.lock().unwrap().push(String::from_utf8_lossy(&line).trim().to_owned());
+        }
+        server.write_all(&line)?;
+        line.clear();
     }
     server.shutdown(Shutdown::Write)?;
     back.join().unwrap()

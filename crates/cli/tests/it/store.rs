@@ -293,3 +293,32 @@ fn image_can_be_looked_into_renamed_saved_and_collected() {
     );
     accounts_for_every_byte(&home);
 }
+
+#[test]
+fn root_directory_becomes_an_image() {
+    let work = tempfile::tempdir().unwrap();
+    let root = work.path().join("root");
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::write(root.join("bin/tool"), "#!").unwrap();
+    let home = Home::empty();
+    let load = ["load", "-q", "-i", text(&root)];
+    let options = ["-t", "mine", "-e", "A=1", "-w", "/bin", "-u", "7:8", "--", "tool", "--flag"];
+    let loaded = home.run(&[&load[..], &options].concat());
+    assert_eq!((loaded.code, loaded.stderr.as_str()), (0, ""));
+    assert!(loaded.stdout.starts_with("mine:latest sha256:"), "{loaded:?}");
+    home.check(&["image", "ls-files", "-r", "mine"], 0, "/bin\n/bin/tool\n", "");
+    home.check(&["image", "cat", "mine", "bin/tool"], 0, "#!", "");
+    let inspected = home.run(&["image", "inspect", "mine"]).stdout;
+    let config = serde_json::from_str::<Value>(&inspected).unwrap()["config"].take();
+    assert_eq!(config["cmd"], serde_json::json!(["tool", "--flag"]));
+    assert_eq!(config["env"], serde_json::json!(["A=1"]));
+    assert_eq!((&config["working_dir"], &config["user"]), (&"/bin".into(), &"7:8".into()));
+
+    let unnamed = home.run(&load);
+    assert_eq!(unnamed.code, 125);
+    assert!(unnamed.stderr.contains("needs a name: --tag"), "{unnamed:?}");
+    let (_work, layout) = layout(&[4]);
+    let meant = home.run(&["load", "-q", "-i", text(&layout), "-t", "x", "-e", "A=1"]);
+    assert!(meant.stderr.contains("is no root directory"), "{meant:?}");
+    accounts_for_every_byte(&home);
+}
