@@ -2,15 +2,21 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{
-    create, doctor, exec, history, image, inspect, load, logs, ls, metrics, ping, prune, pull,
-    restart, rm, run, save, shell, start, stop, wait,
+use crate::{
+    commands::{
+        create, doctor, exec, history, image, inspect, load, logs, ls, metrics, ping, prune, pull,
+        restart, rm, run, save, shell, start, stop, wait,
+    },
+    report::ErrorFormat,
 };
 
 /// Run untrusted workloads in local microVMs.
 #[derive(Debug, Parser)]
 #[command(name = "msb", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
+    /// How to write failures
+    #[arg(long, global = true, value_enum, default_value_t, hide_possible_values = true)]
+    pub(crate) error_format: ErrorFormat,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

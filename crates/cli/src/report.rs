@@ -10,9 +10,12 @@ use std::{
     fmt::{self, Write as _},
     io::{self, Write as _},
     process::ExitCode,
+    sync::OnceLock,
 };
 
+use clap::ValueEnum;
 use microsandbox::{ExitStatus, MicrosandboxError};
+use serde_json::json;
 
 use crate::{interrupt::Interrupt, output};
 
@@ -51,13 +54,16 @@ pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
     if let Some(MicrosandboxError::AttachInterrupted { signal }) = facade_error(error) {
         return ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED));
     }
-    tell(&describe(error));
+    tell_failure(error);
     ExitCode::from(exit_code(error))
 }
 
 /// Tells a failure after which the work goes on.
 pub(crate) fn tell_failure(error: &anyhow::Error) {
-    tell(&describe(error));
+    match FORMAT.get() {
+        Some(ErrorFormat::Json) => tell(&describe_as_json(error)),
+        _ => tell(&describe(error)),
+    }
 }
 
 /// Tells clap's message. Help and version are no failures.
@@ -99,8 +105,45 @@ fn tell(text: &str) {
     let _unread = io::stderr().lock().write_all(text.as_bytes());
 }
 
-fn describe(error: &anyhow::Error) -> String {
-    let mut text = String::from("msb: ");
+/// How failures are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ErrorFormat {
+    /// For people
+    #[default]
+    Text,
+    /// For programs, one line; see docs/cli.md
+    Json,
+}
+
+/// Said once on the command line, needed wherever something fails.
+static FORMAT: OnceLock<ErrorFormat> = OnceLock::new();
+
+/// Sets how failures are written from now on.
+pub(crate) fn write_failures_as(format: ErrorFormat) {
+    // Set by `main` alone, once.
+    let _set_before = FORMAT.set(format);
+}
+
+fn describe_as_json(error: &anyhow::Error) -> String {
+    let facade = facade_error(error);
+    let console_tail = match facade {
+        Some(MicrosandboxError::BootStart { err, .. }) => Some(&err.console_tail),
+        _ => None,
+    };
+    let told = json!({
+        "error": {
+            "kind": facade.map_or("other", MicrosandboxError::kind),
+            "message": message(error),
+            "hint": facade.and_then(MicrosandboxError::hint),
+            "exit_code": exit_code(error),
+            "console_tail": console_tail,
+        }
+    });
+    format!("{told}\n")
+}
+
+/// What failed and why, as one line.
+fn message(error: &anyhow::Error) -> String {
     let mut told = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
@@ -113,9 +156,12 @@ fn describe(error: &anyhow::Error) -> String {
         }
         told.push_str(&cause);
     }
-    // One line, whatever a registry or a kernel put into its message.
-    text.extend(told.chars().map(|c| if c.is_control() { ' ' } else { c }));
-    text.push('\n');
+    // Whatever a registry or a kernel put into its message.
+    told.replace(char::is_control, " ")
+}
+
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = format!("msb: {}\n", message(error));
     let facade = facade_error(error);
     if let Some(hint) = facade.and_then(MicrosandboxError::hint) {
         let _infallible = writeln!(text, "hint: {hint}");
@@ -196,6 +242,17 @@ mod tests {
         assert_eq!(lines[1], "hint: try");
         assert_eq!(lines[2], "console: line 25");
         assert_eq!(lines[16..], ["console: line 39"]);
+    }
+
+    #[test]
+    fn programs_read_failures_as_json() {
+        let missing = MicrosandboxError::SandboxNotFound("a".into());
+        let told = describe_as_json(&anyhow::Error::new(missing).context("stop a"));
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        assert_eq!(told["error"]["kind"], "sandbox_not_found");
+        assert_eq!(told["error"]["message"], "stop a: no sandbox is named 'a'");
+        assert_eq!(told["error"]["exit_code"], 125);
+        assert_eq!(told["error"]["console_tail"], serde_json::Value::Null);
     }
 
     #[test]

@@ -127,6 +127,34 @@ pub enum MicrosandboxError {
 }
 
 impl MicrosandboxError {
+    /// Its stable name, for programs: that of the variant in snake case.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::AttachInterrupted { .. } => "attach_interrupted",
+            Self::BootStart { .. } => "boot_start",
+            Self::Copy(_) => "copy",
+            Self::Database(_) => "database",
+            Self::ExecFailed(_) => "exec_failed",
+            Self::ExecTimeout(_) => "exec_timeout",
+            Self::File { .. } => "file",
+            Self::Image(_) => "image",
+            Self::InvalidConfig(_) => "invalid_config",
+            Self::JobNotFound(_) => "job_not_found",
+            Self::Json { .. } => "json",
+            Self::ProgramNotFound => "program_not_found",
+            Self::Runtime(_) => "runtime",
+            Self::SandboxAlreadyExists(_) => "sandbox_already_exists",
+            Self::SandboxBusy(_) => "sandbox_busy",
+            Self::SandboxEnded { .. } => "sandbox_ended",
+            Self::SandboxFs(_) => "sandbox_fs",
+            Self::SandboxImageMissing { .. } => "sandbox_image_missing",
+            Self::SandboxNotFound(_) => "sandbox_not_found",
+            Self::SandboxNotRunning { .. } => "sandbox_not_running",
+            Self::SandboxStillRunning(_) => "sandbox_still_running",
+            Self::Unsupported { .. } => "unsupported",
+        }
+    }
+
     /// What the user can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
