@@ -7,7 +7,7 @@ use std::{
     ffi::{CStr, CString, OsStr},
     fs::File,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     sync::atomic::{AtomicU32, Ordering},
@@ -47,12 +47,30 @@ impl<'a> NewFile<'a> {
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {}
             Err(errno) => return Err(errno),
         }
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let made = HiddenName::find(directory, |name| {
-            rustix::fs::openat(directory, name, flags | OFlags::NOFOLLOW, mode)
-        });
-        let (hidden, fd) = made?;
+        Self::create_hidden(directory)
+    }
+
+    fn create_hidden(directory: BorrowedFd<'a>) -> Result<Self, Errno> {
+        let (hidden, fd) = HiddenName::find(directory, |name| create_exclusive(directory, name))?;
         Ok(Self { directory, file: fd.into(), hidden: Some(hidden) })
+    }
+
+    /// Makes one for bytes that are all at hand: under `name` where that is free, else under a hidden
+    /// name, which is several times faster than none in an overlay. Dropping it before it is
+    /// published removes it; a kill in that moment does not.
+    ///
+    /// # Errors
+    /// What the kernel reported.
+    pub(crate) fn create_at(directory: BorrowedFd<'a>, name: &OsStr) -> Result<Self, Errno> {
+        let name = c_string(name)?;
+        match create_exclusive(directory, &name) {
+            Err(Errno::EXIST) => Self::create_hidden(directory),
+            made => {
+                let file = made?.into();
+                let hidden = HiddenName { directory, name: Some(name) };
+                Ok(Self { directory, file, hidden: Some(hidden) })
+            }
+        }
     }
 
     /// The file, to write to and to give attributes.
@@ -81,6 +99,12 @@ impl<'a> NewFile<'a> {
         let (hidden, ()) = HiddenName::find(self.directory, link)?;
         hidden.rename_to(&name)
     }
+}
+
+fn create_exclusive(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+    let flags = flags | OFlags::WRONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
 }
 
 /// Makes a symbolic link, in place of whatever but a directory has that name.
@@ -130,7 +154,7 @@ impl<'a> HiddenName<'a> {
     }
 
     fn rename_to(mut self, name: &CStr) -> Result<(), Errno> {
-        if let Some(hidden) = &self.name {
+        if let Some(hidden) = self.name.as_deref().filter(|hidden| *hidden != name) {
             rustix::fs::renameat(self.directory, hidden, self.directory, name)?;
         }
         self.name = None;

@@ -14,6 +14,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Component, Path, PathBuf},
+    rc::Rc,
 };
 
 use rustix::{
@@ -51,6 +52,9 @@ pub enum Owners {
 
 /// Bytes written at once.
 const PIECE: usize = 128 << 10;
+
+/// Files up to this length are read before they are made.
+const SMALL: u64 = PIECE as u64;
 
 /// Mode of a directory until its own is set, and for good where the stream names none.
 const NEW_DIRECTORY: u32 = 0o755;
@@ -90,7 +94,7 @@ struct Unpacker<'a> {
     how: &'a Unpack,
     resolve: ResolveFlags,
     /// The directory that was written to last; most members lie beside the one before.
-    parent: Option<(PathBuf, OwnedFd)>,
+    parent: Option<(PathBuf, Rc<OwnedFd>)>,
     /// Directories that still need their attributes.
     directories: Vec<(PathBuf, Attributes)>,
     buffer: Vec<u8>,
@@ -156,13 +160,12 @@ impl Unpacker<'_> {
     }
 
     /// The directory that `place` is in, made if it is not there.
-    fn parent_of(&mut self, place: &Path) -> Result<OwnedFd> {
+    fn parent_of(&mut self, place: &Path) -> Result<Rc<OwnedFd>> {
         let parent = place.parent().unwrap_or_else(|| Path::new(""));
-        let duplicate = |fd: &OwnedFd| fd.try_clone().map_err(Error::file("open", parent));
         if let Some((known, fd)) = &self.parent
             && known == parent
         {
-            return duplicate(fd);
+            return Ok(Rc::clone(fd));
         }
         let fd = match self.open_directory(parent) {
             Err(Errno::NOENT) => {
@@ -184,7 +187,8 @@ impl Unpacker<'_> {
             }
             errno => Error::errno("open", &shown, errno),
         })?;
-        self.parent = Some((parent.to_owned(), duplicate(&fd)?));
+        let fd = Rc::new(fd);
+        self.parent = Some((parent.to_owned(), Rc::clone(&fd)));
         Ok(fd)
     }
 
@@ -204,6 +208,16 @@ impl Unpacker<'_> {
         let Contents { size, extents, attributes } = contents;
         let shown = self.directory.join(place);
         let failed = |action| Error::file(action, &shown);
+        let name = place.file_name().unwrap_or_default();
+        if extents.is_none() && *size <= SMALL {
+            let size = usize::try_from(*size).expect("it is small");
+            self.whole(members, size)?;
+            let mut new = NewFile::create_at(parent.as_fd(), name).map_err(failed("make"))?;
+            new.file().write_all(&self.buffer[..size]).map_err(Error::file("write", &shown))?;
+            let given = self.give(new.file(), attributes);
+            given.map_err(Error::file("set attributes of", &shown))?;
+            return new.publish(name).map_err(failed("make"));
+        }
         let mut new = NewFile::create(parent.as_fd()).map_err(failed("make"))?;
         let whole = [Extent { offset: 0, len: *size }];
         for extent in extents.as_deref().unwrap_or(&whole) {
@@ -218,7 +232,16 @@ impl Unpacker<'_> {
         }
         let given = self.give(new.file(), attributes);
         given.map_err(Error::file("set attributes of", &shown))?;
-        new.publish(place.file_name().unwrap_or_default()).map_err(failed("make"))
+        new.publish(name).map_err(failed("make"))
+    }
+
+    /// Reads all data of a small member into the buffer.
+    fn whole<R: Read>(&mut self, members: &mut Members<R>, size: usize) -> Result<()> {
+        let mut filled = 0;
+        while filled < size {
+            filled += members.read_data(&mut self.buffer[filled..size])?;
+        }
+        Ok(())
     }
 
     fn data<R: Read>(

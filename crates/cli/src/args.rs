@@ -4,8 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     commands::{
-        create, doctor, exec, history, image, inspect, load, logs, ls, metrics, ping, prune, pull,
-        restart, rm, run, save, shell, start, stop, wait,
+        cp, create, doctor, exec, history, image, inspect, load, logs, ls, metrics, ping, prune,
+        pull, restart, rm, run, save, shell, start, stop, wait,
     },
     report::ErrorFormat,
 };
@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Exec(Box<exec::Args>),
     /// Use the shell of a running sandbox on this terminal.
     Shell(shell::Args),
+    /// Copy files and trees between the host, sandboxes and tar streams.
+    Cp(cp::Args),
     /// Start stopped sandboxes.
     Start(start::Args),
     /// Stop running sandboxes.

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use crate::args::Command;
 
+pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod doctor;
 pub(crate) mod exec;
@@ -35,6 +36,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Wait(args) => return wait::run(args).await,
         Command::Shell(args) => return shell::run(args).await,
         Command::Doctor(args) => return doctor::run(&args),
+        Command::Cp(args) => cp::run(args).await,
         Command::Create(args) => create::run(*args).await,
         Command::Start(args) => start::run(args).await,
         Command::Stop(args) => stop::run(args).await,

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::report::OutputClosed;
 
+pub(crate) mod copy;
 pub(crate) mod pull;
 pub(crate) mod table;
 

@@ -4,6 +4,7 @@
 //! where a guest and images are; without it these tests fail and say so.
 #![expect(clippy::unwrap_used, reason = "these are tests, their helpers included")]
 
+mod copies;
 mod documents;
 mod ends;
 mod execs;

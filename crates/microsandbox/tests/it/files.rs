@@ -199,7 +199,7 @@ async fn streams() -> Result<()> {
     let sink = fs.write_stream("/root/new").await?;
     sink.write(&piece).await?;
     drop(sink);
-    let gone = "for i in $(seq 100); do pgrep agentd >/dev/null || break; done; ls -A /root";
+    let gone = "while ps | grep -q '[a]gentd files'; do usleep 20000; done; ls -A /root";
     ensure!(sandbox.shell(gone).await?.stdout()? == "big\n");
     ensure!(fs.stat("/root/big").await?.size == len as u64);
     sandbox.stop().await?;
