@@ -6,6 +6,7 @@ mod ends;
 mod exec;
 mod fidelity;
 mod files;
+mod flow;
 #[cfg(feature = "stop-at-step")]
 mod kills;
 mod lifecycle;
@@ -70,6 +71,7 @@ fn trials() -> Vec<Trial> {
         exec::trials(),
         fidelity::trials(),
         files::trials(),
+        flow::trials(),
         #[cfg(feature = "stop-at-step")]
         kills::trials(),
         lifecycle::trials(),

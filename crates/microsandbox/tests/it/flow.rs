@@ -1,0 +1,145 @@
+//! Flow: a gigabyte each way, and a client that stands still costs nobody else anything.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use microsandbox::{ExecEvent, Sandbox};
+
+use crate::{directory, sandbox, trial};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("flow::bytes_of_both_directions_arrive_as_they_were", both_directions),
+        trial("flow::a_client_that_stands_still_slows_nobody", stands_still),
+        trial("flow::a_client_that_lies_is_dropped_alone", liars),
+    ]
+}
+
+/// Bytes of one direction: enough to go through every window many times.
+const BYTES: usize = 64 << 20;
+
+/// Bytes that differ from their neighbours wherever a piece is cut out.
+fn pattern() -> Vec<u8> {
+    let mut state = 1_u32;
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_le_bytes()[3]
+    };
+    std::iter::repeat_with(next).take(BYTES).collect()
+}
+
+async fn both_directions() -> Result<()> {
+    let sandbox = sandbox("both-directions").create().await?;
+    let data = pattern();
+    let script = "tee /dev/stderr | md5sum >&2";
+    let mut command = sandbox.shell_stream_with(script, |options| options.stdin_pipe()).await?;
+    let sink = command.take_stdin().context("it was asked for")?;
+    let sent = data.clone();
+    let sending = tokio::spawn(async move {
+        for piece in sent.chunks(100_000) {
+            sink.write(piece).await?;
+        }
+        sink.close().await
+    });
+    let output = command.collect().await?;
+    sending.await??;
+    let stderr = output.stderr_bytes();
+    ensure!(stderr.len() > BYTES, "{} bytes came back", stderr.len());
+    ensure!(stderr[..BYTES] == data[..], "the bytes that came back are others");
+    sandbox.stop().await?;
+    Ok(())
+}
+
+/// The median time that `true` takes from a connection of its own.
+async fn round_trip(name: &str) -> Result<Duration> {
+    let other = Sandbox::get(name).await?.connect().await?;
+    let mut took = Vec::new();
+    for _ in 0..21 {
+        let begun = Instant::now();
+        let none: [&str; 0] = [];
+        ensure!(other.exec("true", none).await?.status().success);
+        took.push(begun.elapsed());
+    }
+    took.sort();
+    Ok(took[took.len() / 2])
+}
+
+/// Memory of the supervisor and of the agent, KiB.
+async fn memory(sandbox: &Sandbox) -> Result<[u64; 2]> {
+    let record = std::fs::read_to_string(directory(sandbox.name()).join("run.json"))?;
+    let record: serde_json::Value = serde_json::from_str(&record)?;
+    let host = std::fs::read_to_string(format!("/proc/{}/status", record["pid"]))?;
+    let guest = sandbox.exec("cat", ["/proc/1/status"]).await?.stdout()?;
+    let resident = |status: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+        number.context("a process has memory")
+    };
+    Ok([resident(&host)?, resident(&guest)?])
+}
+
+async fn stands_still() -> Result<()> {
+    let name = "stands-still";
+    let sandbox = sandbox(name).create().await?;
+    let usual = round_trip(name).await?;
+    let before = memory(&sandbox).await?;
+    let mut floods = Vec::new();
+    for _ in 0..4 {
+        let client = Sandbox::get(name).await?.connect().await?;
+        let mut flood = client.exec_stream("cat", ["/dev/zero"]).await?;
+        ensure!(matches!(flood.recv().await, Some(ExecEvent::Started { .. })));
+        ensure!(matches!(flood.recv().await, Some(ExecEvent::Stdout(_))));
+        floods.push((client, flood));
+    }
+    // Nobody takes any of it from here on.
+    let beside = round_trip(name).await?;
+    ensure!(beside < usual * 2 + Duration::from_millis(5), "{usual:?}, and {beside:?} beside them");
+    let after = memory(&sandbox).await?;
+    for (what, (before, after)) in ["supervisor", "agent"].iter().zip(before.iter().zip(after)) {
+        // A window of half a MiB each, and what allocators keep.
+        ensure!(after < before + (8 << 10), "{what}: {before} KiB, then {after} KiB");
+    }
+    drop(floods);
+    sandbox.stop().await?;
+    Ok(())
+}
+
+/// A frame as it goes over the wire.
+fn frame(stream: u32, kind: u8, body: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(body.len() + 6).expect("small");
+    [&len.to_le_bytes()[..], &stream.to_le_bytes(), &[kind, 0], body].concat()
+}
+
+async fn liars() -> Result<()> {
+    let sandbox = sandbox("liars").create().await?;
+    let mut honest = sandbox.exec_stream("cat", ["/dev/zero"]).await?;
+    ensure!(matches!(honest.recv().await, Some(ExecEvent::Started { .. })));
+    let none: [&str; 0] = [];
+    for (lie, bytes) in [
+        ("a length of nothing", vec![0; 4]),
+        ("a length beyond all frames", vec![0xff; 64]),
+        ("a stream of somebody else", frame(u32::MAX, 24, &[])),
+        ("a body that is none", frame(0, 49, &[])),
+    ] {
+        let mut liar = UnixStream::connect(directory("liars").join("agent.sock"))?;
+        liar.set_read_timeout(Some(Duration::from_secs(30)))?;
+        liar.write_all(&bytes)?;
+        let mut answer = Vec::new();
+        let read = tokio::task::spawn_blocking(move || liar.read_to_end(&mut answer)).await?;
+        let reset = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionReset;
+        ensure!(
+            read.as_ref().map_or_else(reset, |_| true),
+            "{lie}: its link is not closed: {read:?}"
+        );
+        ensure!(sandbox.exec("true", none).await?.status().success, "{lie}");
+    }
+    ensure!(matches!(honest.recv().await, Some(ExecEvent::Stdout(_))), "the honest one goes on");
+    drop(honest);
+    sandbox.stop().await?;
+    Ok(())
+}
