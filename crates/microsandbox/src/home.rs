@@ -8,11 +8,13 @@ use std::{
 use microsandbox_db::Catalogue;
 use microsandbox_image::ImageStore;
 use microsandbox_runtime::{
-    Guest, KvmProbe, Program, SandboxDir, SelectedVmm, VmmChoice, find_qemu, own_program,
-    probe_kvm, select_vmm,
+    Accel, Guest, KvmProbe, Program, SandboxDir, SelectedVmm, VmmChoice, find_qemu, host_tsc_khz,
+    own_program, probe_kvm, select_vmm,
 };
 
-use crate::{MicrosandboxError, MicrosandboxResult, env, names::validate_sandbox_name};
+use crate::{
+    MicrosandboxError, MicrosandboxResult, env, names::validate_sandbox_name, thread::on_thread,
+};
 
 /// One home and the settings of this process. Making one does no I/O but reading the environment.
 #[derive(Debug, Clone)]
@@ -130,7 +132,12 @@ impl Home {
             detail: format!("run the KVM probe: {error}"),
             took_us: 0,
         });
-        let vmm = select_vmm(self.vmm, &probe, self.qemu())?;
+        let mut vmm = select_vmm(self.vmm, &probe, self.qemu())?;
+        if vmm.accel == Accel::Tcg {
+            let cache = self.root.join("tsc.json");
+            let measure = move || Ok::<_, MicrosandboxError>(host_tsc_khz(&cache));
+            vmm.tsc_khz = on_thread("measure-tsc", measure).await?;
+        }
         Ok(Machinery { program, guest, vmm, log: self.log.clone() })
     }
 

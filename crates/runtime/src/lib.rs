@@ -49,8 +49,8 @@ pub use role::{init, own_program};
 pub use sandbox_dir::SandboxDir;
 pub use sys::watch_readable;
 pub use vmm::{
-    Accel, Capabilities, Driver, KvmProbe, SelectedVmm, VmmChoice, VmmKind, find_qemu, probe_kvm,
-    select_vmm,
+    Accel, Capabilities, Driver, KvmProbe, SelectedVmm, VmmChoice, VmmKind, find_qemu,
+    host_tsc_khz, probe_kvm, select_vmm,
 };
 
 /// The wire to the agent, for those who build requests.

@@ -9,6 +9,7 @@ pub(crate) mod process;
 #[cfg(feature = "libkrun")]
 mod libkrun;
 mod qemu;
+mod tsc;
 
 use std::{
     fmt, io,
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 
 pub use probe::{KvmProbe, probe_kvm};
+pub use tsc::host_tsc_khz;
 
 /// The drivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +84,8 @@ pub struct SelectedVmm {
     pub accel: Accel,
     /// The program it starts, when it is one.
     pub program: Option<PathBuf>,
+    /// Rate of the host's time stamp counter, where an emulated guest sees it and must be told.
+    pub tsc_khz: Option<u32>,
 }
 
 /// What a driver can do.
@@ -183,7 +187,7 @@ impl SelectedVmm {
 
     fn qemu(&self) -> qemu::Qemu {
         let program = self.program.clone().unwrap_or_else(|| PathBuf::from(QEMU));
-        qemu::Qemu { program, accel: self.accel }
+        qemu::Qemu { program, accel: self.accel, tsc_khz: self.tsc_khz }
     }
 }
 
@@ -219,11 +223,13 @@ pub fn select_vmm(
             Err(unavailable("this program was built without it".into()))
         }
         VmmKind::Libkrun if !probe.works => Err(unavailable(probe.detail.clone())),
-        VmmKind::Libkrun => Ok(SelectedVmm { kind, accel: Accel::Kvm, program: None }),
+        VmmKind::Libkrun => {
+            Ok(SelectedVmm { kind, accel: Accel::Kvm, program: None, tsc_khz: None })
+        }
         VmmKind::Qemu => {
             let program = qemu.ok_or_else(|| unavailable(format!("no {QEMU} in PATH")))?;
             let accel = if probe.works { Accel::Kvm } else { Accel::Tcg };
-            Ok(SelectedVmm { kind, accel, program: Some(program) })
+            Ok(SelectedVmm { kind, accel, program: Some(program), tsc_khz: None })
         }
     }
 }

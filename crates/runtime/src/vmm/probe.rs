@@ -42,7 +42,7 @@ pub fn probe_kvm(program: &Program, cache: &Path) -> KvmProbe {
     if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         return KvmProbe { works: false, detail: format!("open /dev/kvm: {error}"), took_us: 0 };
     }
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let boot_id = boot_id();
     if let Some(kept) = read_cache(cache).filter(|kept| kept.boot_id == boot_id) {
         return kept.probe;
     }
@@ -52,7 +52,7 @@ pub fn probe_kvm(program: &Program, cache: &Path) -> KvmProbe {
         took_us: 0,
     });
     let kept = Kept { boot_id, probe };
-    if let Err(error) = write_cache(cache, &kept) {
+    if let Err(error) = write_whole(cache, &kept) {
         // The next command probes again.
         tracing::debug!(path = %cache.display(), %error, "could not keep the probe's finding");
     }
@@ -69,7 +69,13 @@ fn read_cache(path: &Path) -> Option<Kept> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
-fn write_cache(path: &Path, kept: &Kept) -> io::Result<()> {
+/// Names this boot of the host: what was found out holds until the next.
+pub(super) fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+/// Writes what was found, so that a reader sees all of it or what was there before.
+pub(super) fn write_whole(path: &Path, kept: &impl Serialize) -> io::Result<()> {
     let temporary = path.with_extension(format!("{}.new", std::process::id()));
     fs::write(&temporary, serde_json::to_vec(kept)?)?;
     fs::rename(&temporary, path)

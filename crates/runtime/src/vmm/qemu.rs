@@ -26,6 +26,8 @@ use super::{
 pub(crate) struct Qemu {
     pub(crate) program: PathBuf,
     pub(crate) accel: Accel,
+    /// Rate of the time stamp counter that an emulated guest sees.
+    pub(crate) tsc_khz: Option<u32>,
 }
 
 /// Descriptor numbers in the QEMU process; 0 to 2 are the standard streams.
@@ -63,6 +65,16 @@ impl Enter for Qemu {
 }
 
 impl Qemu {
+    /// With KVM the guest has a better clock than the counter.
+    fn kernel_command_line(&self) -> String {
+        match (self.accel, self.tsc_khz) {
+            (Accel::Tcg, Some(khz)) => {
+                format!("{KERNEL_COMMAND_LINE} tsc_khz={khz} tsc=reliable")
+            }
+            _ => KERNEL_COMMAND_LINE.to_owned(),
+        }
+    }
+
     fn arguments(&self, spec: &VmSpec) -> Vec<OsString> {
         let (accel, cpu) = match self.accel {
             Accel::Kvm => ("kvm", "host"),
@@ -85,13 +97,12 @@ impl Qemu {
             accel,
             "-cpu",
             cpu,
-            "-append",
-            KERNEL_COMMAND_LINE,
             "-device",
             "virtio-serial-device,max_ports=2",
         ]
         .map(OsString::from)
         .into();
+        args.extend(["-append".into(), self.kernel_command_line().into()]);
         args.extend(["-smp".into(), spec.vcpus.to_string().into()]);
         args.extend(["-m".into(), format!("{}M", spec.memory_mib).into()]);
         args.extend(["-kernel".into(), spec.kernel.clone().into()]);
@@ -161,7 +172,8 @@ mod tests {
             initramfs: "/i".into(),
             disks: vec![disk],
         };
-        let args = Qemu { program: "qemu".into(), accel: Accel::Tcg }.arguments(&spec);
+        let args =
+            Qemu { program: "qemu".into(), accel: Accel::Tcg, tsc_khz: None }.arguments(&spec);
         let blockdev = args.iter().find(|arg| arg.to_string_lossy().contains("node-name=upper"));
         assert!(blockdev.unwrap().to_string_lossy().ends_with("filename=/home/a,,b/upper.ext4"));
     }

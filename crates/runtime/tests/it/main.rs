@@ -109,7 +109,8 @@ fn libkrun() -> Result<()> {
     if !cfg!(feature = "libkrun") {
         return Ok(());
     }
-    let vmm = SelectedVmm { kind: VmmKind::Libkrun, accel: Accel::Kvm, program: None };
+    let vmm =
+        SelectedVmm { kind: VmmKind::Libkrun, accel: Accel::Kvm, program: None, tsc_khz: None };
     let (reason, console) = end_of_boot(vmm, Duration::from_secs(5))?;
     match reason {
         EndReason::BootFailed { step: BootStep::Guest(_), .. } => Ok(()),
@@ -124,7 +125,7 @@ fn libkrun() -> Result<()> {
 
 fn missing_disk() -> Result<()> {
     let program = Some(PathBuf::from("/usr/bin/qemu-system-x86_64"));
-    let vmm = SelectedVmm { kind: VmmKind::Qemu, accel: Accel::Tcg, program };
+    let vmm = SelectedVmm { kind: VmmKind::Qemu, accel: Accel::Tcg, program, tsc_khz: None };
     match end_of_boot(vmm, Duration::from_secs(60))? {
         (EndReason::BootFailed { step: BootStep::Guest(_), detail }, _) => {
             ensure!(detail.contains("/dev/vda"), "{detail}");
