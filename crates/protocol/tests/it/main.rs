@@ -1,3 +1,4 @@
 //! The wire as bytes: what was released stays readable for ever.
 
+mod garbage;
 mod golden;

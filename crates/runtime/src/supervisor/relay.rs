@@ -372,6 +372,7 @@ fn owner(stream: StreamId) -> ClientId {
 mod tests {
     use bytes::Bytes;
     use microsandbox_protocol::{Program, StdinMode};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -445,5 +446,36 @@ mod tests {
         assert!(relay.streams.is_empty() && relay.clients.is_empty());
         let next = relay.add_client(tokio::io::sink()).unwrap();
         assert_ne!(next, client, "late output of the one would reach the other");
+    }
+
+    proptest! {
+        #[test]
+        fn no_frame_of_either_end_makes_the_relay_panic_or_keep_a_lost_client(
+            frames in prop::collection::vec(
+                (any::<bool>(), 0_u32..4, 0_u8..80, prop::collection::vec(any::<u8>(), 0..24)),
+                0..64,
+            ),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let mut relay = relay();
+                let client = relay.add_client(tokio::io::sink()).unwrap();
+                let first = u32::from(client) << 16;
+                relay.on_client(client, exec(first, 100)).unwrap();
+                for (from_client, stream, kind, body) in frames {
+                    let stream = if stream == 3 { 0 } else { first + stream };
+                    let frame = Frame { stream, kind, flags: 0, body: Bytes::from(body) };
+                    if !from_client {
+                        // A guest that lies ends the run, which is not the relay's part.
+                        let _news = relay.on_guest(frame);
+                    } else if relay.on_client(client, frame).is_err() {
+                        relay.remove_client(client);
+                        assert!(relay.streams.is_empty());
+                        assert_eq!(relay.on_client(client, exec(first, 100)), Ok(None));
+                        assert!(relay.streams.is_empty(), "a client that was dropped is not served");
+                    }
+                }
+            });
+        }
     }
 }
