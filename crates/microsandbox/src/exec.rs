@@ -411,7 +411,7 @@ impl ExecHandle {
         Ok(())
     }
 
-    /// Kills the command's process group.
+    /// Kills the command and all its descendants, also those that left its process group.
     ///
     /// # Errors
     /// None today; a command that has ended is not told.

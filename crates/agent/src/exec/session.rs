@@ -144,11 +144,20 @@ impl Family {
         Self { leader, leader_alive: Cell::new(true), cgroup }
     }
 
-    /// Sends `signal` to the process group, as a terminal would.
+    /// Sends `signal` to the process group, as a terminal would. One that no process can answer
+    /// ends every process the command has started.
     ///
     /// # Errors
     /// What the kernel said: `ESRCH` when the command has ended.
     pub(crate) fn signal(&self, signal: Signal) -> Result<(), Errno> {
+        if signal == Signal::SIGKILL {
+            self.kill_all();
+            return Ok(());
+        }
+        self.signal_group(signal)
+    }
+
+    fn signal_group(&self, signal: Signal) -> Result<(), Errno> {
         // A reaped leader's number may be another process's by now.
         if !self.leader_alive.get() {
             return Err(Errno::ESRCH);
@@ -159,7 +168,8 @@ impl Family {
     /// Kills every process the command has started, however deep.
     pub(crate) fn kill_all(&self) {
         let killed = self.cgroup.as_ref().map_or(Err(Errno::ENOTSUP), Cgroup::kill);
-        if killed.is_err() && self.signal(Signal::SIGKILL).is_err() && self.leader_alive.get() {
+        if killed.is_err() && self.signal_group(Signal::SIGKILL).is_err() && self.leader_alive.get()
+        {
             // Its group may be another's already; nothing more can be done if this fails.
             let _ = kill(self.leader, Signal::SIGKILL);
         }

@@ -14,6 +14,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("exec::input_of_any_length_comes_back_whole", input_comes_back),
         trial("exec::a_reader_that_stops_stops_only_its_own_command", stopped_reader),
         trial("exec::a_timeout_ends_every_descendant", timeout_ends_descendants),
+        trial("exec::a_kill_ends_every_descendant", kill_ends_descendants),
         trial("exec::a_background_child_does_not_hold_up_the_end", background_child),
         trial("exec::the_end_of_the_sandbox_is_the_reason_told", reason_told),
         trial("exec::users_have_what_login_programs_expect", users),
@@ -156,6 +157,19 @@ async fn users() -> Result<()> {
         let output = sandbox.shell_with(script, |options| options.user(user)).await?;
         ensure!(output.stdout()? == expected, "{user}: {output:?}");
     }
+    sandbox.stop().await?;
+    Ok(())
+}
+
+async fn kill_ends_descendants() -> Result<()> {
+    let sandbox = sandbox("kill").create().await?;
+    let script = "(setsid sleep 1000 &) ; setsid sleep 1000 & echo begun; sleep 1000";
+    let mut command = sandbox.shell_stream(script).await?;
+    while !matches!(command.recv().await, Some(ExecEvent::Stdout(_))) {}
+    command.kill().await?;
+    let status = command.wait().await?;
+    ensure!(status.signal == Some(9) && status.code == 137, "{status:?}");
+    ensure!(processes(&sandbox, "sleep 1000").await? == 0, "a sleep is left");
     sandbox.stop().await?;
     Ok(())
 }
