@@ -4,6 +4,7 @@
 //! the second of each, and so on. Results are a table for people and JSON lines for files.
 
 mod boot;
+mod exec;
 mod image;
 mod qemu;
 mod report;
@@ -17,6 +18,7 @@ use crate::cli::{BenchOptions, Scenario};
 pub(crate) fn run(options: &BenchOptions) -> Result<()> {
     let reports = match &options.scenario {
         Scenario::Boot => vec![boot::run(options.runs)?],
+        Scenario::Exec => exec::run(options.runs)?,
         Scenario::Floor { layout, into } => return image::floor(layout, into),
         Scenario::Image => image::run(options.runs)?,
         Scenario::Kernel { kernels } => vec![boot::compare_kernels(kernels, options.runs)?],

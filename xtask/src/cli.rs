@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Quickstart,
     /// Install msb and the guest into $MSB_HOME (default ~/.microsandbox).
     Setup(SetupOptions),
+    /// Thousands of commands and killed clients: nothing may be left of them.
+    Soak(SoakOptions),
     /// Run every test, booting guests included.
     Test(TestOptions),
     /// Check the rules of this repository that no other tool knows.
@@ -99,6 +101,24 @@ pub(crate) struct BenchOptions {
     pub(crate) runs: usize,
 }
 
+/// Options of `soak`.
+#[derive(Args, Debug)]
+pub(crate) struct SoakOptions {
+    #[command(subcommand)]
+    pub(crate) what: Soaked,
+}
+
+/// What to wear out.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Soaked {
+    /// Commands in one sandbox: COUNT in a row, and a fifth of that in 16 lanes, with clients killed.
+    Exec {
+        /// How many.
+        #[arg(long, value_name = "COUNT", default_value_t = 10_000)]
+        count: usize,
+    },
+}
+
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Scenario {
@@ -114,6 +134,8 @@ pub(crate) enum Scenario {
     },
     /// Pull and load to a bootable disk, beside the floor, upstream's msb and umoci.
     Image,
+    /// Commands in a running sandbox: round trips, streams, memory.
+    Exec,
     /// Raw boot of several kernels in turn.
     Kernel {
         /// Kernels to compare; the first is the reference.

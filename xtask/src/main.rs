@@ -21,10 +21,12 @@ mod fuzz;
 mod guest;
 mod initramfs;
 mod kernel;
+mod load;
 mod oci;
 mod process;
 mod quickstart;
 mod setup;
+mod soak;
 mod terminal;
 mod test;
 mod tidy;
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         cli::Command::Kernel(options) => kernel::run(&options),
         cli::Command::Quickstart => quickstart::run(),
         cli::Command::Setup(options) => setup::run(&options),
+        cli::Command::Soak(options) => soak::run(&options),
         cli::Command::Test(options) => test::run(&options),
         cli::Command::Tidy => tidy::run(),
     };

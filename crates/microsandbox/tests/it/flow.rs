@@ -16,6 +16,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("flow::bytes_of_both_directions_arrive_as_they_were", both_directions),
         trial("flow::a_client_that_stands_still_slows_nobody", stands_still),
+        trial("flow::hundreds_of_commands_leave_nothing_behind", nothing_is_left),
         trial("flow::a_client_that_lies_is_dropped_alone", liars),
     ]
 }
@@ -140,6 +141,56 @@ async fn liars() -> Result<()> {
     }
     ensure!(matches!(honest.recv().await, Some(ExecEvent::Stdout(_))), "the honest one goes on");
     drop(honest);
+    sandbox.stop().await?;
+    Ok(())
+}
+
+/// Processes, control groups and descriptors of the agent, and descriptors of the supervisor.
+async fn held(sandbox: &Sandbox) -> Result<[usize; 4]> {
+    let count = "ls -d /proc/[0-9]*/exe | wc -l; find /sys/fs/cgroup/exec -type d | wc -l; \
+        ls /proc/1/fd | wc -l";
+    let text = sandbox.shell(count).await?.stdout()?;
+    let numbers: Vec<usize> = text.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    let [processes, groups, descriptors] = numbers[..] else { anyhow::bail!("counted {text:?}") };
+    let record = std::fs::read_to_string(directory(sandbox.name()).join("run.json"))?;
+    let record: serde_json::Value = serde_json::from_str(&record)?;
+    let host = std::fs::read_dir(format!("/proc/{}/fd", record["pid"]))?.count();
+    Ok([processes, groups, descriptors, host])
+}
+
+async fn nothing_is_left() -> Result<()> {
+    let name = "nothing-is-left";
+    let sandbox = sandbox(name).create().await?;
+    let first = sandbox.shell("true").await?;
+    ensure!(first.status().success);
+    let before = held(&sandbox).await?;
+    let lane = |lane: usize| async move {
+        for turn in 0..20 {
+            let client = Sandbox::get(name).await?.connect().await?;
+            let script = "(sleep 0.01; echo more) & echo begun; setsid sleep 0.02; cat";
+            let mut command =
+                client.shell_stream_with(script, |options| options.stdin_pipe()).await?;
+            match (lane + turn) % 4 {
+                // Dropped before, while and after it writes.
+                0 => {}
+                1 => while !matches!(command.recv().await, Some(ExecEvent::Stdout(_))) {},
+                _ => {
+                    command.take_stdin().context("it was asked for")?.close().await?;
+                    ensure!(command.collect().await?.stdout()?.contains("begun"));
+                }
+            }
+        }
+        Ok(())
+    };
+    futures_util::future::try_join_all((0..8).map(lane)).await?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let after = held(&sandbox).await?;
+        if after.iter().zip(before).all(|(after, before)| *after <= before) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "{before:?} before, {after:?} after");
+    }
     sandbox.stop().await?;
     Ok(())
 }

@@ -1,0 +1,53 @@
+//! Scenario `exec`: commands in a running sandbox.
+//!
+//! Round trips of `true` over one connection and through `msb`, bytes out of and into a command,
+//! and what supervisor and agent hold before and after.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use super::report::Report;
+use crate::{load::Loaded, terminal};
+
+const SANDBOX: &str = "bench-exec";
+
+/// Round trips of one run.
+const TRIPS: &str = "200";
+/// Bytes of one stream.
+const STREAM_BYTES: u32 = 1 << 30;
+
+/// Everything, `runs` times in turn.
+pub(super) fn run(runs: usize) -> Result<Vec<Report>> {
+    let loaded = Loaded::start(SANDBOX)?;
+    let kernel = loaded.shell("uname -r")?;
+    let mut trips = Report::new("exec trips", "ms", kernel.clone());
+    let mut streams = Report::new("exec streams", "MB/s", kernel.clone());
+    let mut memory = Report::new("exec memory", "MiB", kernel);
+    note_memory(&loaded, &mut memory, "before")?;
+    terminal::step(format_args!("Round trips and streams, {runs} times"));
+    for _ in 0..runs {
+        for (lanes, variant) in [("1", "true, one at a time"), ("16", "true, 16 at once")] {
+            for took in loaded.load(&["trips", TRIPS, lanes])? {
+                trips.add(variant, took * 1e3);
+            }
+        }
+        let begun = Instant::now();
+        loaded.msb().args(["exec", SANDBOX, "--", "true"]).output()?;
+        trips.add("msb exec -- true", begun.elapsed().as_secs_f64() * 1e3);
+        for direction in ["output", "input"] {
+            for took in loaded.load(&[direction, &STREAM_BYTES.to_string()])? {
+                streams.add(&format!("1 GiB {direction}"), f64::from(STREAM_BYTES) / took / 1e6);
+            }
+        }
+    }
+    note_memory(&loaded, &mut memory, "after")?;
+    Ok(vec![trips, streams, memory])
+}
+
+fn note_memory(loaded: &Loaded, report: &mut Report, when: &str) -> Result<()> {
+    let [supervisor, agent] = loaded.memory()?;
+    report.add(&format!("supervisor {when}"), supervisor);
+    report.add(&format!("agent {when}"), agent);
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! `cargo xtask soak`: thousands of commands, some of their clients killed, and nothing left of it.
+//!
+//! Guest processes, control groups, the agent's descriptors, and the supervisor's descriptors and
+//! threads are counted before and after.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    hash::{BuildHasher, RandomState},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    cli::{SoakOptions, Soaked},
+    load::Loaded,
+    terminal,
+};
+
+const SANDBOX: &str = "soak-exec";
+
+/// Commands at once.
+const LANES: usize = 16;
+
+/// Time for what killed clients left to be cleared away.
+const SETTLE: Duration = Duration::from_secs(60);
+
+/// Runs the soak and says what it found.
+pub(crate) fn run(options: &SoakOptions) -> Result<()> {
+    let Soaked::Exec { count } = options.what;
+    let loaded = Loaded::start(SANDBOX)?;
+    // Once, so that what is made at first use is there.
+    loaded.load(&["trips", "50", "16"])?;
+    let before = held(&loaded)?;
+    terminal::step(format_args!("{count} commands in a row"));
+    loaded.load(&["trips", &count.to_string(), "1"])?;
+    let lanes = count / 5;
+    terminal::step(format_args!("{lanes} commands in {LANES} lanes, clients killed at random"));
+    let killed = kill_clients(&loaded, lanes)?;
+    terminal::step(format_args!("{killed} of them were killed"));
+    settled(&loaded, &before)
+}
+
+/// Runs commands through `msb` and kills about half of the clients; gives how many.
+fn kill_clients(loaded: &Loaded, count: usize) -> Result<usize> {
+    let (next, killed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let random = RandomState::new();
+    let lane = || -> Result<()> {
+        loop {
+            let turn = next.fetch_add(1, Ordering::Relaxed);
+            if turn >= count {
+                return Ok(());
+            }
+            // 0 to 63 ms: before, while and after the command runs.
+            let delay = Duration::from_millis(random.hash_one(turn) % 64);
+            if one_client(loaded, turn, delay)? {
+                killed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
+        lanes.into_iter().try_for_each(|lane| match lane.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })?;
+    Ok(killed.into_inner())
+}
+
+/// One command; true when its client was killed first.
+fn one_client(loaded: &Loaded, turn: usize, delay: Duration) -> Result<bool> {
+    let (msb, home) = loaded.program();
+    let script = "echo begun; (sleep 0.02; echo more) & setsid sleep 0.03; cat";
+    let mut client = Command::new(msb)
+        .args(["exec", "-i", SANDBOX, "--", "sh", "-c", script])
+        .env(crate::env::MSB_HOME, home)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("start msb")?;
+    if turn % 2 == 1 {
+        let status = client.wait().context("wait for msb")?;
+        ensure!(status.success(), "a client that was left alone ended with {status}");
+        return Ok(false);
+    }
+    // Its output ends when it does: waiting for that is waiting with a deadline.
+    let output = client.stdout.take().context("take msb's output")?;
+    let (ended, has_ended) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let _read = std::io::copy(&mut { output }, &mut std::io::sink());
+        ended.send(()).ok();
+    });
+    let in_time = has_ended.recv_timeout(delay).is_ok();
+    client.kill().context("kill msb")?;
+    client.wait().context("wait for msb")?;
+    Ok(!in_time)
+}
+
+/// What guest and host hold for the sandbox.
+type Held = BTreeMap<&'static str, usize>;
+
+fn held(loaded: &Loaded) -> Result<Held> {
+    let script = "ls /proc | grep -c '^[0-9]'; ls -d /proc/[0-9]*/exe | xargs readlink | wc -l; \
+        find /sys/fs/cgroup/exec -type d | wc -l; ls /proc/1/fd | wc -l";
+    let guest = loaded.shell(script)?;
+    let numbers: Vec<usize> = guest.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    let [_all, programs, groups, descriptors] = numbers[..] else {
+        bail!("the guest counted {guest:?}");
+    };
+    let supervisor = loaded.supervisor()?;
+    let count = |folder: &str| -> Result<usize> {
+        let path = format!("/proc/{supervisor}/{folder}");
+        Ok(fs::read_dir(&path).with_context(|| format!("read {path}"))?.count())
+    };
+    Ok(Held::from([
+        ("programs in the guest", programs),
+        ("control groups in the guest", groups),
+        ("descriptors of the agent", descriptors),
+        ("descriptors of the supervisor", count("fd")?),
+        ("threads of the supervisor", count("task")?),
+    ]))
+}
+
+/// Compares until nothing is held more than before.
+fn settled(loaded: &Loaded, before: &Held) -> Result<()> {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        // Each look is a command in the guest: it waits for its turn there.
+        let now = held(loaded)?;
+        let more = |what: &&'static str| now[what] > before[what];
+        let grown: Vec<&str> = before.keys().copied().filter(|what| more(what)).collect();
+        if grown.is_empty() {
+            for (what, count) in now {
+                terminal::result(format_args!("{count:6}  {what}, {} before", before[what]));
+            }
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("more than before: {grown:?}; before {before:?}, now {now:?}");
+        }
+    }
+}
