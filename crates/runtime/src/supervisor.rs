@@ -5,7 +5,7 @@
 //!                        │
 //!   VMM child ───────▶ serve ◀─────── SIGTERM
 //!   agent port ◀─────▶ relay ◀──────▶ clients on agent.sock
-//!   console ─────────▶ kernel.log
+//!   console ─────────▶ kernel.log          output of commands ─▶ exec.log
 //! ```
 //!
 //! One task owns the state of the run; readers and writers around it only move bytes. It is not
