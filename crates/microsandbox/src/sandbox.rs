@@ -322,6 +322,19 @@ impl Sandbox {
         self.stop_with_timeout(Duration::ZERO).await.map(drop)
     }
 
+    /// Begins nothing more in the sandbox and ends it in order once all that is under way has ended:
+    /// commands, detached jobs, file operations. Returns then.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Runtime`] when its records cannot be read.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the sandbox draining.
+    pub async fn drain(&self) -> MicrosandboxResult<()> {
+        self.inner.link.client.drain();
+        self.wait_until_stopped().await.map(drop)
+    }
+
     /// Waits until the sandbox has ended, for whatever reason; gives the VMM's exit status.
     ///
     /// # Errors

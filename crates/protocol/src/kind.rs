@@ -82,6 +82,8 @@ kinds! {
     Stop = 49,
     /// Relay to client on stream 0, last frame: the sandbox has ended, [`crate::Ended`].
     Ended = 50,
+    /// Client to supervisor on stream 0: end when nothing is under way any more, [`crate::Drain`].
+    Drain = 51,
 
     /// Client to agent, opens a stream that goes on like a command's: [`crate::FileCall`].
     FileCall = 64,
@@ -107,6 +109,11 @@ impl Kind {
     /// The byte on the wire.
     pub const fn byte(self) -> u8 {
         self as u8
+    }
+
+    /// Whether a frame of this kind, from a client, begins a command or works on files.
+    pub const fn begins_work(self) -> bool {
+        matches!(self, Self::Exec | Self::FileCall | Self::JobCall | Self::LimitedExec)
     }
 
     /// Whether a frame of this kind, from the agent, is the last of its stream.

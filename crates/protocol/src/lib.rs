@@ -30,7 +30,9 @@ pub use boot::{
     BootFailed, BootStage, BootTimings, Bootstrap, Disk, ExecDefaults, Ready, Root, Timestamp,
     Upper,
 };
-pub use control::{Credit, Ended, Kill, Ping, Pong, Shutdown, Stop, Stopped, Unsupported, Welcome};
+pub use control::{
+    Credit, Drain, Ended, Kill, Ping, Pong, Shutdown, Stop, Stopped, Unsupported, Welcome,
+};
 pub use credit::{ReceiveWindow, SendWindow, WindowExceeded};
 pub use error::Error;
 pub use exec::{

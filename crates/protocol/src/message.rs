@@ -57,6 +57,7 @@ message!(
     BootFailed,
     Bootstrap,
     Credit,
+    Drain,
     Ended,
     Exec,
     ExecExited,

@@ -16,9 +16,9 @@ use std::{
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    Credit, Ended, Exec, ExecExited, ExecFailed, ExecStarted, Frame, Kill, Kind, LimitedExec,
-    MAX_BODY_LEN, MAX_BULK_LEN, Message, Program, Ready, ReceiveWindow, Resize, SendWindow, Signal,
-    Stop, StreamId, TerminalSize, Unsupported, Welcome,
+    Credit, Drain, Ended, Exec, ExecExited, ExecFailed, ExecStarted, Frame, Kill, Kind,
+    LimitedExec, MAX_BODY_LEN, MAX_BULK_LEN, Message, Program, Ready, ReceiveWindow, Resize,
+    SendWindow, Signal, Stop, StreamId, TerminalSize, Unsupported, Welcome,
 };
 use tokio::{
     net::UnixStream,
@@ -187,6 +187,12 @@ impl AgentClient {
     /// How the sandbox ended, once its supervisor has said so.
     pub fn end(&self) -> Option<&ExitRecord> {
         self.shared.end.get()
+    }
+
+    /// Asks the supervisor to begin nothing more, and to end the sandbox in order when all that is
+    /// under way has ended.
+    pub fn drain(&self) {
+        self.shared.sender.send(Drain {}.to_frame(0));
     }
 
     /// Waits until the supervisor has closed the link, which it does when the sandbox has ended.

@@ -13,6 +13,7 @@
 
 mod boot;
 mod console;
+mod limits;
 mod relay;
 mod run;
 

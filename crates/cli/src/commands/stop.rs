@@ -19,12 +19,18 @@ pub(crate) struct Args {
     /// Kill at once; what a guest had not yet written to its disk is lost
     #[arg(short, long)]
     force: bool,
+    /// Begin nothing more, and wait until all that is under way has ended
+    #[arg(short, long, conflicts_with_all = ["time", "force"])]
+    drain: bool,
 }
 
 /// Stops them one after the other, and says the name of each.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let time = if args.force { Duration::ZERO } else { args.time };
     let stop = async |sandbox: microsandbox::SandboxHandle| {
+        if args.drain {
+            return Ok(sandbox.connect().await?.drain().await?);
+        }
         let ended = sandbox.stop_within(time).await?;
         if ended.forced && !args.force {
             let name = sandbox.name();

@@ -2,15 +2,16 @@
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use microsandbox::{EndReason, Sandbox, SandboxFilter, SandboxStatus};
+use microsandbox::{EndReason, MicrosandboxError, Sandbox, SandboxFilter, SandboxStatus};
 
-use crate::{directory, sandbox, trial};
+use crate::{directory, lifecycle::eventually, sandbox, trial};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("ends::an_idle_sandbox_is_stopped_and_a_busy_one_is_not", idle),
         trial("ends::a_sandbox_is_stopped_when_its_time_is_up", time_is_up),
         trial("ends::runs_are_remembered_when_their_sandbox_is_gone", remembered),
+        trial("ends::a_draining_sandbox_finishes_and_begins_nothing", drains),
         trial("ends::prune_removes_what_does_not_run", prune),
     ]
 }
@@ -50,6 +51,26 @@ async fn remembered() -> Result<()> {
         "{runs:?}"
     );
     ensure!(runs[0].started_at > runs[1].ended_at);
+    Ok(())
+}
+
+async fn drains() -> Result<()> {
+    let sandbox = sandbox("drains").create().await?;
+    let mut running = sandbox.shell_stream("sleep 2; echo finished").await?;
+    let draining = tokio::spawn({
+        let sandbox = sandbox.clone();
+        async move { sandbox.drain().await }
+    });
+    eventually("draining", async || {
+        Ok(Sandbox::get("drains").await?.status() == SandboxStatus::Draining)
+    })
+    .await?;
+    let refused = sandbox.shell("true").await;
+    ensure!(matches!(refused, Err(MicrosandboxError::ExecFailed(_))), "{refused:?}");
+    ensure!(running.collect().await?.stdout()? == "finished\n");
+    draining.await??;
+    let result = sandbox.wait_until_stopped().await?;
+    ensure!(result.reason == Some(EndReason::StopRequested) && !result.forced, "{result:?}");
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    BootFailed, BootStage, BootTimings, Bootstrap, Credit, Disk, Ended, Exec, ExecDefaults,
+    BootFailed, BootStage, BootTimings, Bootstrap, Credit, Disk, Drain, Ended, Exec, ExecDefaults,
     ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus, FileAttributes,
     FileCall, FileEntry, FileFailed, FileFailure, FileKind, FileMetadata, FileOperation, Frame,
     FrameDecoder, Hello, JobCall, JobEnd, JobGap, JobInfo, JobOperation, JobUnknown, Jobs, Kill,
@@ -156,6 +156,7 @@ const GOLDEN: &[(Kind, &[&str])] = &[
         &["09000000 00000000 32 00 \
              027b7d"],
     ),
+    (Kind::Drain, &["06000000 00000000 33 00"]),
     (
         Kind::FileCall,
         &[
@@ -356,6 +357,7 @@ fn messages_of_the_link_keep_their_bytes() {
     check(0, 9, &Unsupported { kind: 200 });
     check(0, 0, &Welcome { first_stream: 1 << 20, stream_count: 1 << 20, ready: ready() });
     check(0, 0, &Stop { timeout_ms: 10_000 });
+    check(0, 0, &Drain {});
     check(0, 0, &Ended { exit_record: text("{}") });
 }
 

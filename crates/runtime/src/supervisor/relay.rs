@@ -6,9 +6,9 @@
 use std::{collections::HashMap, time::Duration};
 
 use microsandbox_protocol::{
-    Credit, Ended, Exec, ExecStarted, Frame, Kill, Kind, LimitedExec, Message, Metrics,
-    MetricsCall, Ping, Pong, Ready, SendWindow, Stop, StreamId, Unsupported, Welcome,
-    opening_window,
+    Credit, Drain, Ended, Exec, ExecFailed, ExecFailure, ExecStarted, Frame, Kill, Kind,
+    LimitedExec, Message, Metrics, MetricsCall, Ping, Pong, Ready, SendWindow, Stop, StreamId,
+    Unsupported, Welcome, opening_window,
 };
 use tokio::{
     io::AsyncWrite,
@@ -48,6 +48,8 @@ pub(super) struct Relay {
     /// Last id given out. Ids go round, because frames of a client that has just left are still on
     /// their way from the guest and must not reach the next one.
     last_client: ClientId,
+    /// Nothing more is to be begun.
+    draining: bool,
     streams: HashMap<StreamId, Stream>,
     /// None when it could not be begun.
     log: Option<ExecLog>,
@@ -69,6 +71,15 @@ struct Stream {
     started: bool,
     to_client: SendWindow,
     to_guest: SendWindow,
+}
+
+/// What a client wants of the sandbox as a whole.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// Begin nothing more, and end when all that is under way has ended.
+    Drain,
+    /// End.
+    Stop(Stop),
 }
 
 /// A client broke the protocol, in these words.
@@ -93,7 +104,7 @@ pub(super) enum GuestNews {
 impl Relay {
     pub(super) fn new(agent: FrameSender, ready: Ready, log: Option<ExecLog>) -> Self {
         let (clients, streams) = (HashMap::new(), HashMap::new());
-        Self { agent, ready, clients, last_client: 0, streams, log }
+        Self { agent, ready, clients, last_client: 0, draining: false, streams, log }
     }
 
     /// Writes the log of commands to its end.
@@ -177,12 +188,12 @@ impl Relay {
         self.agent.send(MetricsCall {}.to_frame(METRICS_STREAM));
     }
 
-    /// Handles a client's frame; gives the stop it asks for.
+    /// Handles a client's frame; gives what it wants of the sandbox.
     pub(super) fn on_client(
         &mut self,
         client: ClientId,
         frame: Frame,
-    ) -> Result<Option<Stop>, ClientLied> {
+    ) -> Result<Option<Wish>, ClientLied> {
         if !self.clients.contains_key(&client) {
             // It was dropped while this was on its way.
             return Ok(None);
@@ -194,7 +205,12 @@ impl Relay {
             return Err(ClientLied("a stream of somebody else"));
         }
         let malformed = |_| ClientLied("a malformed body");
-        match Kind::from_byte(frame.kind) {
+        let kind = Kind::from_byte(frame.kind);
+        if self.draining && kind.is_some_and(Kind::begins_work) {
+            self.refuse_to_begin(client, frame.stream);
+            return Ok(None);
+        }
+        match kind {
             Some(Kind::Exec) => {
                 let exec = Exec::from_frame(&frame).map_err(malformed)?;
                 self.open_stream(client, frame.stream, exec.window)?;
@@ -244,13 +260,21 @@ impl Relay {
     }
 
     fn on_client_control(
-        &self,
+        &mut self,
         client: ClientId,
         frame: &Frame,
-    ) -> Result<Option<Stop>, ClientLied> {
+    ) -> Result<Option<Wish>, ClientLied> {
         let malformed = |_| ClientLied("a malformed body");
         match Kind::from_byte(frame.kind) {
-            Some(Kind::Stop) => return Stop::from_frame(frame).map(Some).map_err(malformed),
+            Some(Kind::Stop) => {
+                let stop = Stop::from_frame(frame).map_err(malformed)?;
+                return Ok(Some(Wish::Stop(stop)));
+            }
+            Some(Kind::Drain) => {
+                let Drain {} = Drain::from_frame(frame).map_err(malformed)?;
+                self.draining = true;
+                return Ok(Some(Wish::Drain));
+            }
             Some(Kind::Ping) => {
                 let Ping { token } = Ping::from_frame(frame).map_err(malformed)?;
                 if let Some(client) = self.clients.get(&client) {
@@ -260,6 +284,14 @@ impl Relay {
             _ => self.answer_unsupported(client, frame),
         }
         Ok(None)
+    }
+
+    fn refuse_to_begin(&self, client: ClientId, stream: StreamId) {
+        if let Some(client) = self.clients.get(&client) {
+            let failure = ExecFailure::ShuttingDown;
+            let refusal = ExecFailed { failure, errno: 0, object: String::new() };
+            client.sender.send(refusal.to_frame(stream));
+        }
     }
 
     fn open_stream(

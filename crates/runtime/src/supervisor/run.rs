@@ -20,7 +20,8 @@ use tokio::{
 use super::{
     Orders,
     boot::{self, Machine, PANIC, bring_up, elapsed_us},
-    relay::{ClientId, GuestNews, Relay},
+    limits::Limits,
+    relay::{ClientId, GuestNews, Relay, Wish},
 };
 use crate::{
     EndReason, ExitRecord, LaunchConfig, RunRecord, SandboxDir, VmmExit,
@@ -171,48 +172,6 @@ struct Session<'a> {
     stopping: Option<Stopping>,
 }
 
-/// The times after which a sandbox ends by itself. Nothing ticks: there is one deadline.
-#[derive(Debug)]
-struct Limits {
-    idle_timeout: Option<Duration>,
-    idle_since: Option<Instant>,
-    latest: Option<Instant>,
-}
-
-impl Limits {
-    /// The clock starts now. A time beyond what the clock can say is none.
-    fn new(idle_timeout: Option<Duration>, max_duration: Option<Duration>) -> Self {
-        let latest = max_duration.and_then(|time| Instant::now().checked_add(time));
-        Self { idle_timeout, idle_since: None, latest }
-    }
-
-    /// Takes note of whether anything is under way.
-    fn observe(&mut self, idle: bool) {
-        match (idle, self.idle_since) {
-            (true, None) => self.idle_since = Some(Instant::now()),
-            (true, Some(_)) => {}
-            (false, _) => self.idle_since = None,
-        }
-    }
-
-    fn idle_until(&self) -> Option<Instant> {
-        self.idle_since?.checked_add(self.idle_timeout?)
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        [self.idle_until(), self.latest].into_iter().flatten().min()
-    }
-
-    /// Which of them made the deadline.
-    fn exceeded(&self) -> EndReason {
-        match (self.idle_until(), self.latest) {
-            (Some(idle), Some(latest)) if idle < latest => EndReason::Idle,
-            (Some(_), None) => EndReason::Idle,
-            _ => EndReason::MaxDuration,
-        }
-    }
-}
-
 /// An orderly end under way.
 #[derive(Debug)]
 struct Stopping {
@@ -269,8 +228,9 @@ impl<'a> Session<'a> {
                         Ok(GuestNews::Uses(uses)) => {
                             self.asked_if_idle = false;
                             if uses.commands == 0 && self.relay.is_idle() {
+                                let reason = self.limits.idle_reason();
                                 let timeout = self.config.stop_timeout;
-                                self.begin_stop(EndReason::Idle, timeout, machine, record);
+                                self.begin_stop(reason, timeout, machine, record);
                             }
                         }
                         Ok(GuestNews::Stopped) => return (self.reason_for_end(), false),
@@ -282,19 +242,26 @@ impl<'a> Session<'a> {
                     }
                 },
                 Some((client, frame)) = self.from_clients.recv() => {
-                    let stop = match frame {
+                    let wish = match frame {
                         Some(frame) => self.on_client(client, frame),
                         None => {
                             self.relay.remove_client(client);
                             None
                         }
                     };
-                    if let Some(stop) = stop {
-                        let timeout = Duration::from_millis(u64::from(stop.timeout_ms));
-                        if timeout.is_zero() {
+                    match wish {
+                        Some(Wish::Drain) => {
+                            self.limits.drain();
+                            self.note_stopping(record);
+                        }
+                        Some(Wish::Stop(Stop { timeout_ms: 0 })) => {
                             return (EndReason::StopRequested, true);
                         }
-                        self.begin_stop(EndReason::StopRequested, timeout, machine, record);
+                        Some(Wish::Stop(Stop { timeout_ms })) => {
+                            let timeout = Duration::from_millis(u64::from(timeout_ms));
+                            self.begin_stop(EndReason::StopRequested, timeout, machine, record);
+                        }
+                        None => {}
                     }
                 },
                 accepted = self.listener.accept() => match accepted {
@@ -308,25 +275,23 @@ impl<'a> Session<'a> {
                     if self.stopping.is_some() {
                         return (self.reason_for_end(), true);
                     }
-                    match self.limits.exceeded() {
+                    if self.limits.is_idleness() {
                         // Detached jobs have no stream here: the guest knows of them.
-                        EndReason::Idle => {
-                            self.limits.observe(false);
-                            self.asked_if_idle = true;
-                            self.relay.ask_metrics();
-                        }
-                        reason => {
-                            self.begin_stop(reason, self.config.stop_timeout, machine, record);
-                        }
+                        self.limits.observe(false);
+                        self.asked_if_idle = true;
+                        self.relay.ask_metrics();
+                    } else {
+                        let timeout = self.config.stop_timeout;
+                        self.begin_stop(EndReason::MaxDuration, timeout, machine, record);
                     }
                 },
             }
         }
     }
 
-    fn on_client(&mut self, client: ClientId, frame: Frame) -> Option<Stop> {
+    fn on_client(&mut self, client: ClientId, frame: Frame) -> Option<Wish> {
         match self.relay.on_client(client, frame) {
-            Ok(stop) => stop,
+            Ok(wish) => wish,
             Err(lie) => {
                 tracing::warn!(client, lie = lie.0, "client dropped");
                 self.relay.remove_client(client);
@@ -375,6 +340,10 @@ impl<'a> Session<'a> {
         machine.agent.send(Shutdown { grace_ms }.to_frame(0));
         self.stopping = Some(Stopping { reason, deadline });
         step::reached("supervisor.stopping");
+        self.note_stopping(record);
+    }
+
+    fn note_stopping(&self, record: &mut RunRecord) {
         record.stopping = true;
         if let Err(error) = self.dir.write_run_record(record) {
             tracing::error!(%error, "run record");
