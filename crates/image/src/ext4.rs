@@ -9,6 +9,7 @@
 //! stopped machine has left. `docs/adr/0004-ext4-crates.md` says why these crates and no other.
 
 mod disk;
+mod grow;
 mod runs;
 
 use std::fs::{self, File};
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use mkext4::{FsBuilder, InodeHandle, Meta, Options, ROOT};
 
 pub use self::disk::{UpperDisk, UpperKind, UpperName, UpperOwner, UpperStat};
+pub use self::grow::grow;
 use self::runs::Runs;
 use crate::{Cause, Error};
 

@@ -214,3 +214,42 @@ fn what_cannot_be_done_is_told_apart_and_changes_nothing() -> Result<()> {
     assert!(matches!(UpperDisk::open(&none), Err(Error::Ext4 { .. })));
     Ok(())
 }
+
+#[test]
+fn a_disk_grows_and_keeps_what_it_has() -> Result<()> {
+    let directory = TempDir::new()?;
+    let path = directory.path().join("upper.ext4");
+    let motd = UpperEntry::new("motd", 0o644, UpperEntryKind::File(b"hello\n".to_vec()));
+    let owner = UpperOwner { mode: 0o644, uid: 0, gid: 0 };
+    // 16 MiB is one short group; 5 GiB fit into the first table; from 16 GiB on groups keep their own descriptors.
+    let sizes: [u64; 6] = [100 << 20, 128 << 20, (300 << 20) + 4096, 5 << 30, 40 << 30, 100 << 30];
+    ext4::format(&path, &UpperOptions::new(1, [7; 16]), &[motd])?;
+    for (index, size) in sizes.into_iter().enumerate() {
+        ext4::grow(&path, size)?;
+        let what = || format!("{size} bytes");
+        checked(&path).map_err(|fault| fault.context(what()))?;
+        assert_eq!(path.metadata()?.len(), size, "{}", what());
+        assert!(path.metadata()?.blocks() * 512 < 64 << 20, "{} are not sparse", what());
+        let disk = UpperDisk::edit(&path)?;
+        disk.write(format!("written-{index}"), owner, &mut vec![7; 3 << 20].as_slice())?;
+        disk.finish()?;
+        checked(&path).map_err(|fault| fault.context(format!("written to with {}", what())))?;
+    }
+    // As large already: nothing changes.
+    let before = fs::metadata(&path)?.modified()?;
+    ext4::grow(&path, 1 << 30)?;
+    assert_eq!(path.metadata()?.len(), 100 << 30);
+    assert!(fs::metadata(&path)?.modified()? >= before);
+    let disk = UpperDisk::open(&path)?;
+    assert_eq!(content(&disk, "motd")?, b"hello\n");
+    drop(disk);
+    if is_root("mounting a grown disk") {
+        let mount = Mount::ext4(&path)?;
+        let free = run("df", &["--output=avail", "-BG", text(&mount.path)?])?;
+        let free =
+            free.lines().last().unwrap_or_default().trim().trim_end_matches('G').parse::<u64>()?;
+        assert!(free > 95, "{free} GiB are free for the kernel");
+        assert!(fs::read(mount.path.join("upper/written-5"))? == vec![7; 3 << 20]);
+    }
+    checked(&path)
+}
