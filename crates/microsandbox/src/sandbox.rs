@@ -493,6 +493,10 @@ impl Sandbox {
     /// The terminal is in raw mode meanwhile, and its size is followed. Pressing `ctrl-]`, or what
     /// [`AttachOptionsBuilder::detach_keys`] says, detaches.
     ///
+    /// `SIGHUP`, `SIGINT`, `SIGQUIT` and `SIGTERM` end the session with an error, so that the terminal
+    /// can be restored. The runtime keeps what it has caught once: a program that goes on after its
+    /// first session decides itself what these signals mean to it.
+    ///
     /// # Errors
     /// As [`Sandbox::exec`]; [`MicrosandboxError::Unsupported`] when standard input is no
     /// terminal, [`MicrosandboxError::AttachInterrupted`] when a signal asked this process to
