@@ -23,6 +23,8 @@ fn output_of_commands_is_there_byte_for_byte_until_the_sandbox_is_removed() {
     // The next run goes on with the same log, and numbers commands further.
     home.check(&["start", "-q", "box"], 0, "box\n", "");
     home.check(&["exec", "box", "--", "printf", "\\377"], 0, "\u{fffd}", "");
+    // The log is written beside the command, and to its end when the sandbox ends.
+    home.check(&["stop", "box"], 0, "box\n", "");
     let json = home.run(&["logs", "box", "--format", "json", "--source", "stdout"]).stdout;
     let entries: Vec<serde_json::Value> =
         json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
