@@ -81,7 +81,10 @@ impl Home {
     pub(crate) fn msb(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_msb"));
         command.args(arguments).env(env::MSB_HOME, self.path());
-        for setting in [env::MSB_PATH, env::MSB_VMM, env::MSB_KERNEL, env::MSB_LOG] {
+        let registries =
+            [env::MSB_OFFLINE, env::MSB_MIRRORS, env::MSB_INSECURE_REGISTRIES, env::MSB_CA_CERTS];
+        let own = [env::MSB_PATH, env::MSB_VMM, env::MSB_KERNEL, env::MSB_LOG];
+        for setting in own.into_iter().chain(registries) {
             command.env_remove(setting);
         }
         command

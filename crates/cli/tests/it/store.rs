@@ -1,7 +1,7 @@
 //! The store through msb: inspected, saved, collected, filled by several at once, and left half filled.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -85,12 +85,19 @@ fn part<'a>(usage: &'a Value, name: &str) -> &'a Value {
     usage["parts"].as_array().unwrap().iter().find(|part| part["part"] == name).unwrap()
 }
 
+fn sync(path: &Path) {
+    File::open(path).unwrap().sync_all().unwrap();
+    if path.is_dir() {
+        fs::read_dir(path).unwrap().for_each(|entry| sync(&entry.unwrap().path()));
+    }
+}
+
 /// Checks that `msb image df` accounts for every byte: its total is what a walk finds, and the sum of its parts.
 #[track_caller]
 fn accounts_for_every_byte(home: &Home) -> Value {
     let images = home.path().join("images");
     // What the disk has not taken yet may still change its size there.
-    tool("sync", &["-f", text(&images)]);
+    sync(&images);
     let usage = usage(home);
     let walked = tool("du", &["--summarize", "--block-size=1", text(&images)]);
     let walked: u64 = walked.split_whitespace().next().unwrap().parse().unwrap();

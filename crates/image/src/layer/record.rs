@@ -4,6 +4,7 @@
 //! "MSBREC" 0 1 | zstd: piece … end
 //! piece: 0 | len | bytes                   headers, padding, data of entries that are no files here
 //!        1 | offset | len                  data that lies at `offset` in the layer's file
+//!        3 | len                           zeros: half of a header, and all padding
 //! end:   2 | bytes of the whole archive    numbers are LEB128
 //! ```
 //! The writer sits between the unpacked stream and the tar reader and keeps every byte that passes, except those it
@@ -24,12 +25,16 @@ const MAGIC: [u8; 8] = *b"MSBREC\0\x01";
 const RAW: u8 = 0;
 const DATA: u8 = 1;
 const END: u8 = 2;
+const ZEROS: u8 = 3;
 
-/// Headers are mostly zeros and repetitions: the fastest level leaves about a tenth.
+/// Zeros are looked for in units of this; fewer are not worth a piece.
+const UNIT: [u8; 16] = [0; 16];
+
+/// Headers repeat one another: the fastest level leaves little, and time is dearer here than room.
 const LEVEL: i32 = 1;
 
-/// Bytes kept before they are compressed as one piece.
-const PIECE_BYTES: usize = 64 << 10;
+/// Bytes of pieces that are compressed at a time.
+const BUFFER_BYTES: usize = 64 << 10;
 
 /// Most bytes recorded: twice what the headers of the most entries take.
 const MAX_RECORDED_BYTES: u64 = 16 << 30;
@@ -38,7 +43,8 @@ const MAX_RECORDED_BYTES: u64 = 16 << 30;
 pub(super) struct RecordWriter<'a> {
     target: Target<'a>,
     out: Encoder<'static, &'a File>,
-    piece: Vec<u8>,
+    /// Pieces on their way to `out`.
+    buffer: Vec<u8>,
     recorded: u64,
     total: u64,
 }
@@ -49,7 +55,13 @@ impl<'a> RecordWriter<'a> {
         let mut file = target.record;
         file.write_all(&MAGIC).map_err(fault)?;
         let out = Encoder::new(file, LEVEL).map_err(fault)?;
-        Ok(Self { target, out, piece: Vec::with_capacity(PIECE_BYTES), recorded: 0, total: 0 })
+        Ok(Self {
+            target,
+            out,
+            buffer: Vec::with_capacity(2 * BUFFER_BYTES),
+            recorded: 0,
+            total: 0,
+        })
     }
 
     fn raw(&mut self, bytes: &[u8]) -> Result<(), LayerError> {
@@ -59,47 +71,52 @@ impl<'a> RecordWriter<'a> {
             let limit = MAX_RECORDED_BYTES;
             return Err(LayerError::TooMuch { what: "bytes that are no file's", limit });
         }
-        if self.piece.len() + bytes.len() > PIECE_BYTES {
-            self.flush()?;
+        let is_zero = |at: usize| bytes.get(at..at + UNIT.len()) == Some(&UNIT);
+        let mut at = 0;
+        while at < bytes.len() {
+            let (start, zero) = (at, is_zero(at));
+            while at < bytes.len() && is_zero(at) == zero {
+                at = (at + UNIT.len()).min(bytes.len());
+            }
+            let run = &bytes[start..at];
+            if zero {
+                self.piece(ZEROS, &[run.len() as u64]);
+            } else {
+                self.piece(RAW, &[run.len() as u64]);
+                self.buffer.extend_from_slice(run);
+            }
         }
-        if bytes.len() > PIECE_BYTES {
-            return self.piece(RAW, &[bytes.len() as u64], bytes);
-        }
-        self.piece.extend_from_slice(bytes);
-        Ok(())
+        self.flush_above(BUFFER_BYTES)
     }
 
     fn data(&mut self, offset: u64, len: u64) -> Result<(), LayerError> {
         self.total += len;
-        self.flush()?;
-        self.piece(DATA, &[offset, len], &[])
+        self.piece(DATA, &[offset, len]);
+        self.flush_above(BUFFER_BYTES)
     }
 
     /// Writes the end; without it a record is no record.
     pub(super) fn finish(mut self) -> Result<(), LayerError> {
-        self.flush()?;
-        self.piece(END, &[self.total], &[])?;
+        self.piece(END, &[self.total]);
+        self.flush_above(0)?;
         self.out.finish().map(drop).map_err(|source| write_fault(self.target, source))
     }
 
-    fn flush(&mut self) -> Result<(), LayerError> {
-        if self.piece.is_empty() {
-            return Ok(());
+    fn piece(&mut self, kind: u8, numbers: &[u64]) {
+        self.buffer.push(kind);
+        for number in numbers {
+            push_number(*number, &mut self.buffer);
         }
-        let piece = std::mem::take(&mut self.piece);
-        self.piece(RAW, &[piece.len() as u64], &piece)?;
-        self.piece = piece;
-        self.piece.clear();
-        Ok(())
     }
 
-    fn piece(&mut self, kind: u8, numbers: &[u64], bytes: &[u8]) -> Result<(), LayerError> {
-        let mut head = vec![kind];
-        for number in numbers {
-            push_number(*number, &mut head);
+    /// Compresses what has gathered, once there is more of it than `limit`.
+    fn flush_above(&mut self, limit: usize) -> Result<(), LayerError> {
+        if self.buffer.len() > limit {
+            let written = self.out.write_all(&self.buffer);
+            written.map_err(|source| write_fault(self.target, source))?;
+            self.buffer.clear();
         }
-        let written = self.out.write_all(&head).and_then(|()| self.out.write_all(bytes));
-        written.map_err(|source| write_fault(self.target, source))
+        Ok(())
     }
 }
 
@@ -189,6 +206,7 @@ enum Piece {
     Data { offset: u64, left: u64 },
     End,
     Raw { left: u64 },
+    Zeros { left: u64 },
 }
 
 impl Archive {
@@ -217,7 +235,7 @@ impl Archive {
                     }
                     self.produced += left;
                 }
-                Piece::Data { left, .. } => self.produced += left,
+                Piece::Data { left, .. } | Piece::Zeros { left } => self.produced += left,
                 Piece::End => return Ok(self.produced),
             }
         }
@@ -229,6 +247,7 @@ impl Archive {
         match kind[0] {
             RAW => Ok(Piece::Raw { left: self.number()? }),
             DATA => Ok(Piece::Data { offset: self.number()?, left: self.number()? }),
+            ZEROS => Ok(Piece::Zeros { left: self.number()? }),
             END if self.number()? == self.produced => Ok(Piece::End),
             _ => Err(damaged()),
         }
@@ -258,12 +277,18 @@ impl Read for Archive {
         loop {
             let count = match &mut self.current {
                 Piece::End => return Ok(0),
-                Piece::Raw { left: 0 } | Piece::Data { left: 0, .. } => {
+                Piece::Raw { left: 0 } | Piece::Data { left: 0, .. } | Piece::Zeros { left: 0 } => {
                     self.current = self.next_piece()?;
                     continue;
                 }
                 Piece::Raw { left } => {
                     let count = self.pieces.read(&mut buffer[..limit(*left)])?;
+                    *left -= count as u64;
+                    count
+                }
+                Piece::Zeros { left } => {
+                    let count = limit(*left);
+                    buffer[..count].fill(0);
                     *left -= count as u64;
                     count
                 }

@@ -149,7 +149,8 @@ impl Site {
         let merged = builder().tls_certs_merge(self.certificates.clone()).build();
         // A machine without certificates of authorities can still talk to those it was given, and to its own registry;
         // without encryption none is needed, and whatever is redirected to with encryption is refused.
-        let is_enough = is_insecure || is_local || !self.certificates.is_empty();
+        let is_plain = matches!(&self.place, Place::Mirror(url) if url.starts_with("http://"));
+        let is_enough = is_insecure || is_local || is_plain || !self.certificates.is_empty();
         let built = merged.or_else(|fault| match is_enough {
             true => builder().tls_certs_only(self.certificates.clone()).build(),
             false => Err(fault),
