@@ -22,7 +22,8 @@ use std::time::Duration;
 
 use microsandbox_protocol::{
     Credit, Exec, ExecDefaults, ExecFailed, ExecFailure, ExecLimits, ExecStarted, FileCall, Frame,
-    Kill, Kind, LimitedExec, Message, Resize, StdinMode, StreamId, TerminalSize, Unsupported,
+    JobCall, JobOperation, Kill, Kind, LimitedExec, Message, Resize, StdinMode, StreamId,
+    TerminalSize, Unsupported,
 };
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -31,16 +32,19 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, spawn_local, yield_now};
 
 use crate::cgroup::{Cgroup, Cgroups};
-use crate::exec::flow::OutputCredit;
 use crate::exec::input::Input;
 use crate::exec::plan::{Candidates, Plan, bad_args};
-use crate::exec::session::{Family, Session};
+use crate::exec::session::{Session, run_detached};
 use crate::exec::stdio::Ours;
+use crate::jobs::{self, Jobs, View};
 use crate::link::Outbox;
 use crate::metrics;
 use crate::reaper::Reaper;
 use crate::sys::clone::{Image, Spawn, Spawner};
 use crate::sys::process::Ended;
+
+pub(crate) use flow::OutputCredit;
+pub(crate) use session::Family;
 
 /// Where commands run and what they start from.
 #[derive(Debug)]
@@ -65,6 +69,7 @@ pub(crate) struct Engine {
     reaper: Rc<Reaper>,
     spawner: RefCell<Spawner>,
     streams: RefCell<HashMap<StreamId, Stream>>,
+    jobs: Rc<Jobs>,
     /// A command has told its end.
     ended: Notify,
     stopping: Cell<bool>,
@@ -85,6 +90,7 @@ impl Engine {
             reaper,
             spawner: RefCell::new(Spawner::new()),
             streams: RefCell::default(),
+            jobs: Rc::default(),
             ended: Notify::new(),
             stopping: Cell::new(false),
         })
@@ -108,6 +114,9 @@ impl Engine {
 
     /// Sends `signal` to every command's process group, or only to those on terminals.
     pub(crate) fn signal(&self, signal: Signal, whom: Whom) {
+        if whom == Whom::All {
+            self.jobs.signal(signal);
+        }
         for stream in self.streams.borrow().values() {
             if whom == Whom::All || stream.session.terminal.is_some() {
                 // ESRCH: it has just ended.
@@ -138,6 +147,7 @@ impl Engine {
                 );
             }
             Kind::FileCall => self.file_call(&frame),
+            Kind::JobCall => self.job_call(&frame),
             Kind::MetricsCall => {
                 self.outbox.control(stream, &metrics::read(self.streams.borrow().len()));
             }
@@ -151,6 +161,10 @@ impl Engine {
                     session.family.kill_all();
                 }
             }),
+            Kind::Credit if self.jobs.has_viewer(stream) => match Credit::from_frame(&frame) {
+                Ok(Credit { bytes }) => self.jobs.grant(stream, bytes),
+                Err(_) => self.jobs.leave(stream),
+            },
             Kind::Credit => {
                 self.decoded(&frame, |session, Credit { bytes }| session.credit.grant(bytes));
             }
@@ -165,6 +179,7 @@ impl Engine {
             Kind::Kill => {
                 self.decoded(&frame, |session, Kill {}| session.family.kill_all());
                 self.forget(stream);
+                self.jobs.leave(stream);
             }
             _ => self.outbox.control(stream, &Unsupported { kind: frame.kind }),
         }
@@ -207,6 +222,59 @@ impl Engine {
             Ok(start) => self.begin(start),
             Err(failed) => self.outbox.control(stream, &failed),
         }
+    }
+
+    /// Starts a job, or answers about those there are.
+    fn job_call(self: &Rc<Self>, frame: &Frame) {
+        let stream = frame.stream;
+        if self.streams.borrow().contains_key(&stream) || self.jobs.has_viewer(stream) {
+            return;
+        }
+        let Ok(JobCall { window, operation }) = JobCall::from_frame(frame) else {
+            // An operation of a later generation.
+            return self.outbox.control(stream, &Unsupported { kind: frame.kind });
+        };
+        let (jobs, outbox) = (&self.jobs, &self.outbox);
+        let seen = View { window, follow: true, from_start: true, output: true };
+        match operation {
+            JobOperation::Start { exec, limits } => self.start_job(stream, exec, limits),
+            JobOperation::List => outbox.control(stream, &jobs.all()),
+            JobOperation::Output { id, follow, from_start } => {
+                jobs.view(stream, id, View { follow, from_start, ..seen }, outbox);
+            }
+            JobOperation::Wait { id } => {
+                jobs.view(stream, id, View { output: false, ..seen }, outbox);
+            }
+            JobOperation::Signal { id, signal } => jobs.answer(stream, id, outbox, |family| {
+                if let Ok(signal) = Signal::try_from(signal) {
+                    // ESRCH: it has just ended.
+                    let _ = family.signal(signal);
+                }
+            }),
+            JobOperation::Kill { id } => jobs.answer(stream, id, outbox, Family::kill_all),
+            JobOperation::Forget { id } => jobs.forget(stream, id, outbox),
+        }
+    }
+
+    fn start_job(self: &Rc<Self>, stream: StreamId, mut exec: Exec, limits: ExecLimits) {
+        (exec.stdin, exec.terminal) = (StdinMode::Null, None);
+        let command = jobs::command_line(&exec);
+        let started = match self.jobs.is_full() {
+            true => Err(no_resources(&Errno::EAGAIN.into(), "jobs")),
+            false => self.start(stream, exec, limits),
+        };
+        let Start { session, started, ours, ended, timeout } = match started {
+            Ok(start) => start,
+            Err(failed) => return self.outbox.control(stream, &failed),
+        };
+        let record = self.jobs.add(command, started.pid, session.family);
+        self.outbox.control(stream, &record.info());
+        let engine = Rc::clone(self);
+        spawn_local(async move {
+            record.end(run_detached(&record, ours, ended, timeout).await);
+            drop(record);
+            engine.tidy();
+        });
     }
 
     /// A file operation is a command: another process, whose hanging or end harms nobody else.

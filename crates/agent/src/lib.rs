@@ -24,6 +24,7 @@ mod exec;
 mod fd;
 mod files;
 mod init;
+mod jobs;
 mod link;
 mod metrics;
 mod port;

@@ -4,8 +4,8 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     commands::{
-        cp, create, doctor, exec, history, image, inspect, load, logs, ls, metrics, ping, prune,
-        pull, restart, rm, run, save, shell, start, stop, wait,
+        cp, create, doctor, exec, history, image, inspect, jobs, load, logs, ls, metrics, ping,
+        prune, pull, restart, rm, run, save, shell, start, stop, wait,
     },
     report::ErrorFormat,
 };
@@ -39,6 +39,9 @@ pub(crate) enum Command {
     Shell(shell::Args),
     /// Copy files and trees between the host, sandboxes and tar streams.
     Cp(cp::Args),
+    /// Work with commands that were started with `exec -d`.
+    #[command(subcommand)]
+    Jobs(jobs::Command),
     /// Start stopped sandboxes.
     Start(start::Args),
     /// Stop running sandboxes.

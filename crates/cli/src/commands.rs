@@ -11,6 +11,7 @@ pub(crate) mod exec;
 pub(crate) mod history;
 pub(crate) mod image;
 pub(crate) mod inspect;
+pub(crate) mod jobs;
 pub(crate) mod load;
 pub(crate) mod logs;
 pub(crate) mod ls;
@@ -33,6 +34,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let done = match command {
         Command::Run(args) => return run::run(*args).await,
         Command::Exec(args) => return exec::run(*args).await,
+        Command::Jobs(command) => return jobs::run(command).await,
         Command::Wait(args) => return wait::run(args).await,
         Command::Shell(args) => return shell::run(args).await,
         Command::Doctor(args) => return doctor::run(&args),

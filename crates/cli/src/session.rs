@@ -63,6 +63,11 @@ impl Limits {
 }
 
 impl Session {
+    /// Sets what bounds the command, for one that is connected to nothing.
+    pub(crate) fn bound(self, command: ExecOptionsBuilder) -> ExecOptionsBuilder {
+        bound(command, (self.timeout, self.ulimit))
+    }
+
     /// Runs the command until it has ended.
     ///
     /// A signal reaches the command as [`stream::run`] has it; on the terminal, where keys take that
@@ -74,17 +79,8 @@ impl Session {
         options: impl FnOnce(ExecOptionsBuilder) -> ExecOptionsBuilder,
         interrupts: &mut Interrupts,
     ) -> anyhow::Result<Ended> {
-        let (timeout, rlimits, tty) = (self.timeout, self.ulimit, self.tty);
-        let options = move |command| {
-            let mut command = options(command);
-            if let Some(timeout) = timeout {
-                command = command.timeout(timeout);
-            }
-            let limits = rlimits.into_iter();
-            limits.fold(command, |command, Rlimit { resource, soft, hard }| {
-                command.rlimit_range(resource, soft, hard)
-            })
-        };
+        let (bounds, tty) = ((self.timeout, self.ulimit), self.tty);
+        let options = move |command| bound(options(command), bounds);
         if self.interactive && tty {
             return on_terminal(sandbox, program, options, self.detach_keys).await;
         }
@@ -94,6 +90,18 @@ impl Session {
         });
         stream::run(handle.await?, interrupts).await
     }
+}
+
+fn bound(
+    mut command: ExecOptionsBuilder,
+    (timeout, rlimits): (Option<Duration>, Vec<Rlimit>),
+) -> ExecOptionsBuilder {
+    if let Some(timeout) = timeout {
+        command = command.timeout(timeout);
+    }
+    rlimits.into_iter().fold(command, |command, Rlimit { resource, soft, hard }| {
+        command.rlimit_range(resource, soft, hard)
+    })
 }
 
 async fn on_terminal(

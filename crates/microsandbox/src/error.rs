@@ -72,6 +72,9 @@ pub enum MicrosandboxError {
     /// A process of a sandbox could not be started or reached.
     #[error(transparent)]
     Runtime(microsandbox_runtime::Error),
+    /// A job has not ended, as it must have for this.
+    #[error("job {0} is still running")]
+    JobRunning(u64),
     /// A sandbox has no job of that number, or has it no more.
     #[error("the sandbox has no job {0}")]
     JobNotFound(u64),
@@ -140,6 +143,7 @@ impl MicrosandboxError {
             Self::Image(_) => "image",
             Self::InvalidConfig(_) => "invalid_config",
             Self::JobNotFound(_) => "job_not_found",
+            Self::JobRunning(_) => "job_running",
             Self::Json { .. } => "json",
             Self::ProgramNotFound => "program_not_found",
             Self::Runtime(_) => "runtime",
@@ -168,6 +172,7 @@ impl MicrosandboxError {
             ),
             Self::Runtime(source) => source.hint(),
             Self::SandboxAlreadyExists(name) => Some(format!("msb rm {name}")),
+            Self::JobRunning(id) => Some(format!("msb jobs kill NAME {id}")),
             Self::JobNotFound(_) => Some("`msb jobs ls NAME` shows those there are".into()),
             Self::SandboxBusy(_) => Some("wait for it to finish, then try again".into()),
             Self::SandboxNotFound(_) => Some("`msb ls` shows the sandboxes there are".into()),

@@ -218,7 +218,7 @@ pub struct ExitStatus {
 }
 
 impl ExitStatus {
-    fn new(exited: &ExecExited, limits: &ExecLimits) -> Self {
+    pub(crate) fn new(exited: &ExecExited, limits: &ExecLimits) -> Self {
         let code = exited.status.shell_code();
         let signal = match exited.status {
             wire::ExitStatus::Signal(signal) => Some(i32::from(signal)),
@@ -495,6 +495,11 @@ pub(crate) async fn start(
     }
     let link = link.clone();
     Ok(ExecHandle { stream, first, stdin, timeout, limits, link, exited: None, failed: None })
+}
+
+/// What the agent is asked for when nobody looks on.
+pub(crate) fn detached_request(cmd: String, options: ExecOptions) -> Exec {
+    request(cmd, options, wire::TerminalSize { rows: 0, columns: 0 }).0
 }
 
 /// What the agent is asked for, and what becomes of its input.

@@ -24,6 +24,7 @@ pub mod env;
 pub mod exec;
 pub mod fs;
 pub mod image;
+pub mod jobs;
 pub mod reexec;
 
 mod attach;
@@ -66,6 +67,7 @@ pub use fs::{
 };
 pub use handle::{RunInfo, SandboxHandle};
 pub use history::PastRun;
+pub use jobs::{JobEvent, JobHandle, JobId, JobOutput, JobOutputMode, JobState};
 pub use logs::{LogEntry, LogOptions, LogSource, LogStream, LogStreamOptions};
 pub use metrics::{SandboxMetrics, all_sandbox_metrics};
 pub use microsandbox_archive::Error as ArchiveError;

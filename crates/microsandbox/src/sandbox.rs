@@ -13,14 +13,16 @@ use microsandbox_runtime::{
 };
 
 use crate::{
-    AttachEnd, AttachOptionsBuilder, ExecHandle, ExecOptionsBuilder, ExecOutput, LogEntry,
-    LogOptions, LogStream, LogStreamOptions, MicrosandboxError, MicrosandboxResult, SandboxBuilder,
-    SandboxConfig, SandboxFilter, SandboxFs, SandboxHandle, SandboxMetrics, SandboxStatus, attach,
+    AttachEnd, AttachOptionsBuilder, ExecHandle, ExecOptionsBuilder, ExecOutput, JobHandle, JobId,
+    LogEntry, LogOptions, LogStream, LogStreamOptions, MicrosandboxError, MicrosandboxResult,
+    SandboxBuilder, SandboxConfig, SandboxFilter, SandboxFs, SandboxHandle, SandboxMetrics,
+    SandboxStatus, attach,
     config::STOP_TIMEOUT,
     create::{self, Mode, PullProgressHandle},
     exec::{self, ExecOptions},
     history::{self, PastRun},
     home::Home,
+    jobs,
     link::Link,
     logs, metrics,
 };
@@ -366,6 +368,54 @@ impl Sandbox {
             SandboxHandle::clear_away(&home, self.name()).await?;
         }
         Ok(result)
+    }
+
+    /// Starts a command that goes on when this process has gone: a job.
+    ///
+    /// # Errors
+    /// As [`Sandbox::exec`].
+    pub async fn exec_detached(
+        &self,
+        cmd: impl Into<String>,
+        args: impl IntoIterator<Item = impl Into<String>>,
+    ) -> MicrosandboxResult<JobHandle> {
+        self.exec_detached_with(cmd, |options| options.args(args)).await
+    }
+
+    /// As [`Sandbox::exec_detached`] with options.
+    ///
+    /// # Errors
+    /// As [`Sandbox::exec`]; [`MicrosandboxError::InvalidConfig`] for a terminal or input, which a
+    /// job has not.
+    pub async fn exec_detached_with(
+        &self,
+        cmd: impl Into<String>,
+        f: impl FnOnce(ExecOptionsBuilder) -> ExecOptionsBuilder,
+    ) -> MicrosandboxResult<JobHandle> {
+        let options = f(ExecOptionsBuilder::default()).build()?;
+        jobs::start(&self.inner.link, cmd.into(), options).await
+    }
+
+    /// Its jobs, in the order they were started in.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::SandboxEnded`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn jobs(&self) -> MicrosandboxResult<Vec<JobHandle>> {
+        jobs::all(&self.inner.link).await
+    }
+
+    /// The job of that number.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::JobNotFound`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn job(&self, id: JobId) -> MicrosandboxResult<JobHandle> {
+        jobs::find(&self.inner.link, id).await
     }
 
     /// Its files.

@@ -13,7 +13,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Exec, ExecExited, Timestamp};
+use crate::{Exec, ExecExited, ExecLimits, Timestamp};
 
 /// Output of one job that is kept; older output is dropped and told as a gap.
 pub const JOB_OUTPUT_BYTES: usize = 1 << 20;
@@ -46,8 +46,13 @@ pub type JobId = u64;
 /// What to do with jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobOperation {
-    /// Start one. Its standard input is `/dev/null` and it has no terminal, whatever the body says.
-    Start(Exec),
+    /// Start one.
+    Start {
+        /// The command. Its standard input is `/dev/null` and it has no terminal, whatever this says.
+        exec: Exec,
+        /// What it and its descendants may use.
+        limits: ExecLimits,
+    },
     /// Tell them all.
     List,
     /// Send what is kept of its output, then its state.

@@ -1,4 +1,5 @@
-//! One output of a command: from its pipe or terminal to the client, within the client's credit.
+//! One output of a command: from its pipe or terminal to the client, within the client's credit, or
+//! to the record of a detached job.
 
 use std::os::fd::OwnedFd;
 
@@ -6,8 +7,10 @@ use microsandbox_protocol::{Kind, MAX_BULK_LEN, StreamId};
 use nix::errno::Errno;
 use nix::unistd::read;
 use tokio::io::unix::AsyncFd;
+use tokio::task::yield_now;
 
 use crate::exec::flow::{Drain, OutputCredit};
+use crate::jobs::JobRecord;
 use crate::link::Outbox;
 
 /// Most bytes a pipe or terminal can hold for an unprivileged process (`/proc/sys/fs/pipe-max-size`).
@@ -20,13 +23,30 @@ const PIPE_MAX: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Output<'a> {
     pub source: &'a AsyncFd<OwnedFd>,
-    pub stream: StreamId,
     pub kind: Kind,
-    pub credit: &'a OutputCredit,
-    pub outbox: &'a Outbox,
+    pub to: Destination<'a>,
+}
+
+/// Where output goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Destination<'a> {
+    /// To the client, as fast as it takes it.
+    Client { stream: StreamId, credit: &'a OutputCredit, outbox: &'a Outbox },
+    /// Into the record of a detached job, which takes all.
+    Record(&'a JobRecord),
+}
+
+impl Destination<'_> {
+    /// Returns once at least one byte may be read.
+    async fn ready(self) {
+        if let Self::Client { credit, .. } = self {
+            credit.available().await;
+        }
+    }
 }
 
 /// What one attempt to read gave.
+#[derive(Debug, Clone, Copy)]
 enum Read {
     Bytes(usize),
     /// Nothing is there now.
@@ -39,7 +59,7 @@ impl Output<'_> {
     pub(crate) async fn pump(self, drain: &Drain) {
         let mut draining = false;
         loop {
-            self.credit.available().await;
+            self.to.ready().await;
             let ready = tokio::select! {
                 biased;
                 () = drain.over() => break,
@@ -61,7 +81,7 @@ impl Output<'_> {
         }
         let mut left = PIPE_MAX;
         while left > 0 {
-            self.credit.available().await;
+            self.to.ready().await;
             match self.forward(left.min(MAX_BULK_LEN)).await {
                 Read::Bytes(len) => left -= len,
                 Read::Nothing | Read::End => return,
@@ -71,25 +91,47 @@ impl Output<'_> {
 
     /// Sends one piece of at most `most` bytes.
     async fn forward(&self, most: usize) -> Read {
+        let (stream, credit, outbox) = match self.to {
+            Destination::Client { stream, credit, outbox } => (stream, credit, outbox),
+            Destination::Record(record) => {
+                let mut bytes = [0; RECORDED];
+                let taken = taken(read(self.source, &mut bytes));
+                if let Read::Bytes(len) = taken {
+                    record.write(self.kind, &bytes[..len]);
+                }
+                // Nobody else has a turn while a job writes and nothing stops it.
+                yield_now().await;
+                return taken;
+            }
+        };
         // The other output may have used up the credit since it was waited for.
-        let allowed = self.credit.allowed(most);
+        let allowed = credit.allowed(most);
         if allowed == 0 {
             return Read::Bytes(0);
         }
-        let mut piece = self.outbox.piece();
-        let unused = match read(self.source, &mut piece.room()[..allowed]) {
-            Ok(len) if len > 0 => {
-                self.credit.spend(len);
-                piece.seal(self.stream, self.kind, len);
-                self.outbox.bulk(piece).await;
-                return Read::Bytes(len);
+        let mut piece = outbox.piece();
+        let taken = taken(read(self.source, &mut piece.room()[..allowed]));
+        match taken {
+            Read::Bytes(len) if len > 0 => {
+                credit.spend(len);
+                piece.seal(stream, self.kind, len);
+                outbox.bulk(piece).await;
             }
-            Err(Errno::EINTR) => Read::Bytes(0),
-            Err(Errno::EAGAIN) => Read::Nothing,
-            // EIO: no process has the terminal open any more.
-            Ok(_) | Err(_) => Read::End,
-        };
-        self.outbox.recycle(piece);
-        unused
+            _ => outbox.recycle(piece),
+        }
+        taken
+    }
+}
+
+/// One read for a record.
+const RECORDED: usize = 16 << 10;
+
+const fn taken(read: Result<usize, Errno>) -> Read {
+    match read {
+        Ok(len) if len > 0 => Read::Bytes(len),
+        Err(Errno::EINTR) => Read::Bytes(0),
+        Err(Errno::EAGAIN) => Read::Nothing,
+        // EIO: no process has the terminal open any more.
+        Ok(_) | Err(_) => Read::End,
     }
 }

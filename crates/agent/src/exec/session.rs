@@ -9,6 +9,7 @@
 //! sent. Dropping the task closes the pipes and forgets the command, which does not end it.
 
 use std::cell::Cell;
+use std::future;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
@@ -25,8 +26,9 @@ use tokio::sync::oneshot;
 use crate::cgroup::{Account, Cgroup};
 use crate::exec::flow::{Drain, OutputCredit, timed_out};
 use crate::exec::input::{Input, Sink};
-use crate::exec::output::Output;
+use crate::exec::output::{Destination, Output};
 use crate::exec::stdio::Ours;
+use crate::jobs::JobRecord;
 use crate::link::Outbox;
 use crate::sys::process::Ended;
 
@@ -67,35 +69,10 @@ impl Session {
     ) -> ExecExited {
         let drain = Drain::default();
         let Ours { stdin, stdout, stderr, .. } = ours;
-        let mut input = pin!(self.feed(stdin, outbox));
-        let mut outputs = pin!(self.collect(&stdout, stderr.as_ref(), &drain, outbox));
-        let mut ended = pin!(ended);
-        let mut timeout = pin!(timed_out(timeout));
-        let (mut leader, mut fed, mut collected, mut overdue) = (None, false, false, false);
-        while leader.is_none() || !collected {
-            tokio::select! {
-                biased;
-                end = &mut ended, if leader.is_none() => {
-                    leader = Some(end.expect("the reaper tells every registered child's end"));
-                    self.family.leader_ended();
-                    drain.begin();
-                }
-                () = &mut outputs, if !collected => collected = true,
-                () = &mut input, if !fed => fed = true,
-                () = &mut timeout, if leader.is_none() && !overdue => {
-                    overdue = true;
-                    self.family.kill_all();
-                }
-            }
-        }
-        let Some(leader) = leader else { unreachable!("the loop ends with it") };
-        let account = self.family.account(&leader);
-        ExecExited {
-            status: leader.status,
-            timed_out: overdue,
-            out_of_memory: account.out_of_memory,
-            usage: account.usage,
-        }
+        let to = Destination::Client { stream: self.stream, credit: &self.credit, outbox };
+        let input = self.feed(stdin, outbox);
+        let outputs = collect(&stdout, stderr.as_ref(), to, &drain);
+        until_end(&self.family, (ended, timeout), (input, outputs), &drain).await
     }
 
     async fn feed(&self, pipe: Option<AsyncFd<OwnedFd>>, outbox: &Outbox) {
@@ -107,25 +84,70 @@ impl Session {
         };
         input.pump(sink, self.stream, outbox).await;
     }
+}
 
-    async fn collect(
-        &self,
-        stdout: &AsyncFd<OwnedFd>,
-        stderr: Option<&AsyncFd<OwnedFd>>,
-        drain: &Drain,
-        outbox: &Outbox,
-    ) {
-        let pump = async |source, kind| {
-            let (stream, credit) = (self.stream, &self.credit);
-            Output { source, stream, kind, credit, outbox }.pump(drain).await;
-        };
-        let errors = async {
-            if let Some(stderr) = stderr {
-                pump(stderr, Kind::Stderr).await;
+/// Moves output of a detached job into its record until the job has ended, then tells how.
+pub(crate) async fn run_detached(
+    record: &JobRecord,
+    ours: Ours,
+    ended: oneshot::Receiver<Ended>,
+    timeout: Option<Duration>,
+) -> ExecExited {
+    let drain = Drain::default();
+    let Ours { stdout, stderr, .. } = ours;
+    let outputs = collect(&stdout, stderr.as_ref(), Destination::Record(record), &drain);
+    until_end(record.family(), (ended, timeout), (future::ready(()), outputs), &drain).await
+}
+
+/// Lets input and outputs go on until the command has ended and its output is taken.
+async fn until_end(
+    family: &Family,
+    (ended, timeout): (oneshot::Receiver<Ended>, Option<Duration>),
+    (input, outputs): (impl Future<Output = ()>, impl Future<Output = ()>),
+    drain: &Drain,
+) -> ExecExited {
+    let (mut input, mut outputs) = (pin!(input), pin!(outputs));
+    let mut ended = pin!(ended);
+    let mut timeout = pin!(timed_out(timeout));
+    let (mut leader, mut fed, mut collected, mut overdue) = (None, false, false, false);
+    while leader.is_none() || !collected {
+        tokio::select! {
+            biased;
+            end = &mut ended, if leader.is_none() => {
+                leader = Some(end.expect("the reaper tells every registered child's end"));
+                family.leader_ended();
+                drain.begin();
             }
-        };
-        tokio::join!(pump(stdout, Kind::Stdout), errors);
+            () = &mut outputs, if !collected => collected = true,
+            () = &mut input, if !fed => fed = true,
+            () = &mut timeout, if leader.is_none() && !overdue => {
+                overdue = true;
+                family.kill_all();
+            }
+        }
     }
+    let Some(leader) = leader else { unreachable!("the loop ends with it") };
+    let account = family.account(&leader);
+    ExecExited {
+        status: leader.status,
+        timed_out: overdue,
+        out_of_memory: account.out_of_memory,
+        usage: account.usage,
+    }
+}
+
+async fn collect(
+    stdout: &AsyncFd<OwnedFd>,
+    stderr: Option<&AsyncFd<OwnedFd>>,
+    to: Destination<'_>,
+    drain: &Drain,
+) {
+    let errors = async {
+        if let Some(source) = stderr {
+            Output { source, kind: Kind::Stderr, to }.pump(drain).await;
+        }
+    };
+    tokio::join!(Output { source: stdout, kind: Kind::Stdout, to }.pump(drain), errors);
 }
 
 /// The processes of one command.

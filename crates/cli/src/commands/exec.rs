@@ -7,7 +7,7 @@ use microsandbox::{ExecOptionsBuilder, Sandbox};
 
 use crate::{
     interrupt::Interrupts,
-    report,
+    output, report,
     session::{Limits, Session},
     values::{self, Variable},
 };
@@ -26,6 +26,9 @@ pub(crate) struct Args {
     /// User: name, uid, user:group or uid:gid [default: the sandbox's]
     #[arg(short, long)]
     user: Option<String>,
+    /// Start the command as a job, print its number and do not wait for it; see `msb jobs`
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    detach: bool,
     #[command(flatten)]
     session: Session,
     #[command(flatten)]
@@ -51,6 +54,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         let env = args.env.into_iter().filter_map(Variable::resolve);
         args.limits.apply(options).args(words).envs(env)
     };
+    if args.detach {
+        let bound = |builder| options(args.session.bound(builder));
+        let job = sandbox.exec_detached_with(program, bound).await?;
+        output::line(job.id())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let ended = args.session.run(&sandbox, program, options, &mut interrupts).await?;
     Ok(report::status(ended.status))
 }

@@ -10,6 +10,7 @@ mod ends;
 mod execs;
 mod home;
 mod images;
+mod jobs;
 mod lifecycle;
 mod logs;
 mod pulls;

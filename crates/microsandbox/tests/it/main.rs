@@ -7,6 +7,7 @@ mod exec;
 mod fidelity;
 mod files;
 mod flow;
+mod jobs;
 #[cfg(feature = "stop-at-step")]
 mod kills;
 mod lifecycle;
@@ -72,6 +73,7 @@ fn trials() -> Vec<Trial> {
         fidelity::trials(),
         files::trials(),
         flow::trials(),
+        jobs::trials(),
         #[cfg(feature = "stop-at-step")]
         kills::trials(),
         lifecycle::trials(),

@@ -195,9 +195,10 @@ const GOLDEN: &[(Kind, &[&str])] = &[
     (
         Kind::JobCall,
         &[
-            "42000000 01000000 48 00 \
+            "4c000000 01000000 48 00 \
              808020000002736802022d630665786974203701014b017601042f746d700104726f6f7401011 \
-             85001078008ffffffffffffffffff0101d00f808020",
+             85001078008ffffffffffffffffff0101d00f808020 \
+             018080802001f4030140",
             "0a000000 01000000 48 00 \
              80802001",
             "0e000000 01000000 48 00 \
@@ -455,8 +456,13 @@ fn file_operations() -> Vec<FileOperation> {
 
 #[test]
 fn messages_of_jobs_keep_their_bytes() {
+    let limits = ExecLimits {
+        memory_bytes: Some(64 << 20),
+        cpu_thousandths: Some(500),
+        processes: Some(64),
+    };
     let operations = [
-        JobOperation::Start(full_exec()),
+        JobOperation::Start { exec: full_exec(), limits },
         JobOperation::List,
         JobOperation::Output { id: 300, follow: true, from_start: false },
         JobOperation::Wait { id: 1 },

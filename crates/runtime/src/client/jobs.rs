@@ -40,7 +40,7 @@ impl AgentClient {
     /// [`Error::TooLong`] before anything is sent; [`Error::Closed`] when the sandbox has ended.
     pub fn job_call(&self, operation: JobOperation) -> Result<JobStream> {
         let program = match &operation {
-            JobOperation::Start(exec) => program_name(exec),
+            JobOperation::Start { exec, .. } => program_name(exec),
             _ => "a detached job".into(),
         };
         let call = JobCall { window: DEFAULT_WINDOW_BYTES, operation };
