@@ -66,8 +66,8 @@ struct Client {
 
 #[derive(Debug)]
 struct Stream {
-    /// Its number in the log.
-    exec: u64,
+    /// Its number in the log; none: it is not logged.
+    exec: Option<u64>,
     started: bool,
     to_client: SendWindow,
     to_guest: SendWindow,
@@ -214,11 +214,13 @@ impl Relay {
             Some(Kind::Exec) => {
                 let exec = Exec::from_frame(&frame).map_err(malformed)?;
                 self.open_stream(client, frame.stream, exec.window)?;
+                self.log_output(frame.stream);
                 self.agent.send(frame);
             }
             Some(Kind::LimitedExec) => {
                 let limited = LimitedExec::from_frame(&frame).map_err(malformed)?;
                 self.open_stream(client, frame.stream, limited.exec.window)?;
+                self.log_output(frame.stream);
                 self.agent.send(frame);
             }
             // What exactly is asked for is between client and agent, which may both be newer.
@@ -307,9 +309,8 @@ impl Relay {
         if open >= MAX_STREAMS {
             return Err(ClientLied("too many commands at once"));
         }
-        let exec = self.log.as_mut().map_or(0, ExecLog::begin);
         let stream = Stream {
-            exec,
+            exec: None,
             started: false,
             to_client: SendWindow::new(window),
             to_guest: SendWindow::new(0),
@@ -320,11 +321,19 @@ impl Relay {
         Ok(())
     }
 
+    /// Has the output of a command's stream logged. What file operations move is no output, and jobs
+    /// have a record of their own.
+    fn log_output(&mut self, id: StreamId) {
+        if let (Some(log), Some(stream)) = (&mut self.log, self.streams.get_mut(&id)) {
+            stream.exec = Some(log.begin());
+        }
+    }
+
     /// Forgets a stream; false when it is not there.
     fn forget(&mut self, stream: StreamId) -> bool {
         let Some(stream) = self.streams.remove(&stream) else { return false };
-        if let Some(log) = &mut self.log {
-            log.end(stream.exec);
+        if let (Some(log), Some(exec)) = (&mut self.log, stream.exec) {
+            log.end(exec);
         }
         true
     }
@@ -360,13 +369,13 @@ impl Relay {
             Some(Kind::Stdout | Kind::Stderr) => {
                 let spent = stream.to_client.spend(frame.body.len());
                 spent.map_err(|error| GuestLied(error.to_string()))?;
-                if let Some(log) = &mut self.log {
+                if let (Some(log), Some(exec)) = (&mut self.log, stream.exec) {
                     let bytes = frame.body.clone();
                     let content = match kind {
                         Some(Kind::Stderr) => ExecContent::Stderr(bytes),
                         _ => ExecContent::Stdout(bytes),
                     };
-                    log.write(stream.exec, content);
+                    log.write(exec, content);
                 }
             }
             Some(Kind::ExecStarted) => {
