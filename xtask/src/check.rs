@@ -7,12 +7,25 @@ use crate::{process::Tool, terminal, tidy, workspace};
 /// Version of the tool that judges dependencies; `--locked` builds it as it was released.
 const DENY: &str = "cargo-deny@0.20.2";
 
+/// Features that only tests and fuzzing enable.
+const TEST_FEATURES: &str = "microsandbox/stop-at-step,microsandbox-image/fuzz";
+
 /// Runs every check; the first that fails ends the run.
 pub(crate) fn run() -> Result<()> {
     tidy::run()?;
     step(&["fmt", "--all", "--check"], None)?;
     step(
-        &["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"],
+        &[
+            "clippy",
+            "--release",
+            "--workspace",
+            "--all-targets",
+            "--features",
+            TEST_FEATURES,
+            "--",
+            "--deny",
+            "warnings",
+        ],
         None,
     )?;
     let warnings = Some(("RUSTDOCFLAGS", "--deny warnings"));

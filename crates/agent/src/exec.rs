@@ -149,7 +149,8 @@ impl Engine {
             Kind::FileCall => self.file_call(&frame),
             Kind::JobCall => self.job_call(&frame),
             Kind::MetricsCall => {
-                self.outbox.control(stream, &metrics::read(self.streams.borrow().len()));
+                let commands = self.streams.borrow().len() + self.jobs.running();
+                self.outbox.control(stream, &metrics::read(commands));
             }
             Kind::LimitedExec => {
                 let limited = LimitedExec::from_frame(&frame);

@@ -104,8 +104,12 @@ impl JobRecord {
 impl Jobs {
     /// Whether as many jobs run as may.
     pub(crate) fn is_full(&self) -> bool {
-        let jobs = self.jobs.borrow();
-        jobs.values().filter(|job| job.ended.get().is_none()).count() >= RUNNING_JOBS
+        self.running() >= RUNNING_JOBS
+    }
+
+    /// How many jobs run.
+    pub(crate) fn running(&self) -> usize {
+        self.jobs.borrow().values().filter(|job| job.ended.get().is_none()).count()
     }
 
     /// Takes in a job that has been started.

@@ -20,6 +20,9 @@ async fn idle() -> Result<()> {
     let sandbox = sandbox("idler").idle_timeout(1).create().await?;
     let busy = sandbox.shell("sleep 3; echo done").await?;
     ensure!(busy.stdout()? == "done\n");
+    // A job has no client, and still is something under way.
+    let mut job = sandbox.exec_detached("sleep", ["3"]).await?;
+    ensure!(job.wait().await?.code == 0);
     let result = sandbox.wait_until_stopped().await?;
     ensure!(result.reason == Some(EndReason::Idle) && !result.forced, "{result:?}");
     ensure!(Sandbox::get("idler").await?.status() == SandboxStatus::Stopped);

@@ -68,6 +68,9 @@ async fn guest_sees() -> Result<()> {
     Ok(())
 }
 
+/// Puts files of a layer into a directory.
+type Furnish = fn(&Path) -> Result<()>;
+
 /// The busybox image with two more layers as a layout in `work`; answers with its tree as umoci unpacks it.
 fn make_image(work: &Path) -> Result<PathBuf> {
     let images = env::read(MSB_TEST_IMAGES).context("`prepare` has found the images")?;
@@ -75,8 +78,7 @@ fn make_image(work: &Path) -> Result<PathBuf> {
     let layout = work.join("layout");
     run("cp", &["-rL", text(&busybox)?, text(&layout)?])?;
     let image = format!("{}:latest", layout.display());
-    let layers: [(&str, fn(&Path) -> Result<()>); 2] =
-        [("first", furnish_first), ("second", furnish_second)];
+    let layers: [(&str, Furnish); 2] = [("first", furnish_first), ("second", furnish_second)];
     for (name, furnish) in layers {
         let root = work.join(name);
         fs::create_dir_all(root.join("tree"))?;
