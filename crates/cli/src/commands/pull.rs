@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// File with certificates of authorities to trust besides the system's (PEM); may be repeated
     #[arg(long, value_name = "FILE")]
     ca_cert: Vec<PathBuf>,
-    /// Host to ask before a registry: docker.io=https://mirror.example; may be repeated
+    /// URL of a host to ask before a registry, such as docker.io; may be repeated
     #[arg(long, value_name = "REGISTRY=URL")]
     mirror: Vec<Mirror>,
     /// Show no progress
