@@ -6,6 +6,7 @@ mod metrics;
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    io,
     os::unix::net::UnixStream as StdUnixStream,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -98,10 +99,13 @@ impl AgentClient {
             socket.set_nonblocking(true)?;
             UnixStream::from_std(socket)
         };
-        let socket = connect().map_err(|source| Error::Connect { path, source })?;
+        let failed = |source| Error::Connect { path: path.clone(), source };
+        let socket = connect().map_err(failed)?;
         let (input, output) = socket.into_split();
         let mut reader = FrameReader::new(input, "relay");
-        let first = reader.next().await?.ok_or(Error::Closed { during: "the relay's welcome" })?;
+        // One that hangs up before a word is about to be gone.
+        let gone = || failed(io::ErrorKind::ConnectionAborted.into());
+        let first = reader.next().await?.ok_or_else(gone)?;
         let welcome = Welcome::from_frame(&first)
             .map_err(|source| Error::Protocol { peer: "relay", source })?;
         let (opened, open) = watch::channel(true);

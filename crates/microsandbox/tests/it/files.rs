@@ -264,7 +264,7 @@ async fn fidelity() -> Result<()> {
     let holes = File::create(from.join("holes"))?;
     holes.set_len(300 << 20)?;
     holes.write_all_at(b"middle", 100 << 20)?;
-    let sandbox = sandbox("fidelity").create().await?;
+    let sandbox = sandbox("both-ways").create().await?;
     let fs = sandbox.fs();
     fs.copy_from_host(&from, "/root/tree").await?;
     let facts = "cd /root/tree; stat -c %a run; readlink sub/up; stat -c %h f; stat -c %u f; \
@@ -338,7 +338,7 @@ async fn hostile() -> Result<()> {
 }
 
 async fn full_disk() -> Result<()> {
-    let sandbox = sandbox("full-disk").create().await?;
+    let sandbox = sandbox("full-of-files").create().await?;
     let fs = sandbox.fs();
     let small = "mkdir /root/small && mount -t tmpfs -o size=1m none /root/small";
     ensure!(sandbox.shell(small).await?.status().success);
