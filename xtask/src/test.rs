@@ -28,6 +28,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "qemu-utils", provides: "qemu-img" },
     Package { name: "tmux", provides: "tmux" },
     Package { name: "openssl", provides: "openssl" },
+    Package { name: "python3", provides: "python3" },
 ];
 
 /// Feature with which tests kill processes at a step of their work.
