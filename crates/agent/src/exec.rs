@@ -139,6 +139,10 @@ impl Engine {
         let Some(kind) = Kind::from_byte(frame.kind) else {
             return self.outbox.control(stream, &Unsupported { kind: frame.kind });
         };
+        if kind.begins_work() && self.is_in_use(stream) {
+            // Answering would tell the client that what it has there is over.
+            return;
+        }
         match kind {
             Kind::Exec => {
                 self.exec(
@@ -203,6 +207,10 @@ impl Engine {
         });
     }
 
+    fn is_in_use(&self, stream: StreamId) -> bool {
+        self.streams.borrow().contains_key(&stream) || self.jobs.has_viewer(stream)
+    }
+
     fn forget(&self, stream: StreamId) {
         if let Some(stream) = self.streams.borrow_mut().remove(&stream) {
             stream.task.abort();
@@ -214,10 +222,6 @@ impl Engine {
         stream: StreamId,
         request: Result<(Exec, ExecLimits), microsandbox_protocol::Error>,
     ) {
-        if self.streams.borrow().contains_key(&stream) {
-            // Answering would tell the client that the command it has there is over.
-            return;
-        }
         let request = request.map_err(|_| bad_args("request"));
         match request.and_then(|(exec, limits)| self.start(stream, exec, limits)) {
             Ok(start) => self.begin(start),
@@ -228,9 +232,6 @@ impl Engine {
     /// Starts a job, or answers about those there are.
     fn job_call(self: &Rc<Self>, frame: &Frame) {
         let stream = frame.stream;
-        if self.streams.borrow().contains_key(&stream) || self.jobs.has_viewer(stream) {
-            return;
-        }
         let Ok(JobCall { window, operation }) = JobCall::from_frame(frame) else {
             // An operation of a later generation.
             return self.outbox.control(stream, &Unsupported { kind: frame.kind });
@@ -281,9 +282,6 @@ impl Engine {
     /// A file operation is a command: another process, whose hanging or end harms nobody else.
     fn file_call(self: &Rc<Self>, frame: &Frame) {
         let stream = frame.stream;
-        if self.streams.borrow().contains_key(&stream) {
-            return;
-        }
         let Ok(call) = FileCall::from_frame(frame) else {
             // An operation of a later generation.
             return self.outbox.control(stream, &Unsupported { kind: frame.kind });

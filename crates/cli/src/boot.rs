@@ -1,6 +1,6 @@
 //! Bringing a sandbox up with the user looking on: progress, interruption, and what it runs on.
 
-use microsandbox::{Accel, RunInfo, Sandbox, SandboxConfig};
+use microsandbox::{Accel, RunInfo, Sandbox, SandboxConfig, SandboxHandle};
 
 use crate::{
     interrupt::{Interrupt, Interrupts},
@@ -48,6 +48,13 @@ pub(crate) async fn create(
         _ = interrupts.next() => {}
     }
     Err(interrupt.into())
+}
+
+/// Starts a sandbox that lives on. Tells that it is emulated, once, and is quiet from then on.
+pub(crate) async fn start(sandbox: &SandboxHandle, quiet: &mut bool) -> anyhow::Result<()> {
+    run_of(&sandbox.start_detached().await?, *quiet).await?;
+    *quiet = true;
+    Ok(())
 }
 
 /// The run that `sandbox` is in; tells, once, when it is emulated.

@@ -7,13 +7,24 @@ use std::{
 
 use anyhow::Context as _;
 use clap::ValueEnum;
+use microsandbox::{Reference, image::Image};
 use serde::Serialize;
-
-use crate::report::OutputClosed;
 
 pub(crate) mod copy;
 pub(crate) mod pull;
 pub(crate) mod table;
+
+/// Nobody reads our output any more: an end that needs no words.
+#[derive(Debug)]
+pub(crate) struct OutputClosed;
+
+impl fmt::Display for OutputClosed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("write the output: nobody reads it any more")
+    }
+}
+
+impl std::error::Error for OutputClosed {}
 
 /// How to write what was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -41,6 +52,17 @@ pub(crate) fn written<T>(result: io::Result<T>) -> anyhow::Result<T> {
         io::ErrorKind::BrokenPipe => OutputClosed.into(),
         _ => anyhow::Error::new(error).context("write the output"),
     })
+}
+
+/// The line that says what a name stands for.
+pub(crate) fn name_and_digest(name: &str, image: &Image) -> String {
+    format!("{} {}", familiar(name), image.digest())
+}
+
+/// The shortest form of a name.
+pub(crate) fn familiar(name: &str) -> String {
+    let parsed: Option<Reference> = name.parse().ok();
+    parsed.map_or_else(|| name.to_owned(), |reference| reference.familiar())
 }
 
 /// A number of bytes as people read it.

@@ -6,7 +6,6 @@
 //! ```
 
 use std::{
-    error::Error,
     fmt::{self, Write as _},
     io::{self, Write as _},
     process::ExitCode,
@@ -17,7 +16,10 @@ use clap::ValueEnum;
 use microsandbox::{ExitStatus, MicrosandboxError};
 use serde_json::json;
 
-use crate::{interrupt::Interrupt, output};
+use crate::{
+    interrupt::Interrupt,
+    output::{self, OutputClosed},
+};
 
 /// Exit code of msb's own failures.
 const FAILED: u8 = 125;
@@ -30,18 +32,6 @@ const OUTPUT_CLOSED: u8 = 141;
 
 /// Lines of the guest's console that are shown when it did not boot.
 const CONSOLE_LINES: usize = 15;
-
-/// Nobody reads our output any more: an end that needs no words.
-#[derive(Debug)]
-pub(crate) struct OutputClosed;
-
-impl fmt::Display for OutputClosed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("write the output: nobody reads it any more")
-    }
-}
-
-impl Error for OutputClosed {}
 
 /// Tells what failed and gives the exit code for it.
 pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {

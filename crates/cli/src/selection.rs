@@ -1,5 +1,7 @@
 //! Which sandboxes a command is for: names, a label, or all; and working through them.
 
+use std::time::Duration;
+
 use microsandbox::{MicrosandboxError, Sandbox, SandboxFilter, SandboxHandle};
 
 use crate::{output, report, values};
@@ -17,6 +19,14 @@ pub(crate) struct Selection {
     /// Those with this label; several must all match
     #[arg(long, value_name = "KEY=VALUE", value_parser = values::label)]
     label: Vec<(String, String)>,
+}
+
+/// How long the sandboxes may take to end.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Grace {
+    /// Time to end in order, after which a sandbox is killed
+    #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = values::duration)]
+    pub(crate) time: Duration,
 }
 
 /// What a name that no sandbox has means.

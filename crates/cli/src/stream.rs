@@ -19,7 +19,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::{interrupt::Interrupts, report::OutputClosed};
+use crate::{interrupt::Interrupts, output::OutputClosed};
 
 /// One read of standard input; what a pipe holds on Linux.
 const INPUT_BYTES: usize = 64 * 1024;

@@ -42,6 +42,7 @@ mod registry;
 mod save;
 mod store;
 mod tar;
+mod thread;
 mod tree;
 mod vmdk;
 

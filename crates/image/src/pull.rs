@@ -7,13 +7,12 @@
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::future::join;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::error::Subject;
 use crate::layer::{self, Promise};
@@ -21,6 +20,7 @@ use crate::manifest::{Descriptor, Document, Manifest};
 use crate::progress::{Progress, PullProgress};
 use crate::registry::{Client, Mirror, RegistryAuth, RegistrySettings};
 use crate::store::{Draft, LayerClaim, LayerState, Lease};
+use crate::thread::blocking;
 use crate::{DiffId, Digest, Error, Image, ImageConfig, ImageStore, Platform, Reference};
 
 /// Layers that travel at the same time; registries answer single streams slowly.
@@ -466,31 +466,6 @@ impl Read for Incoming {
         let count = self.chunk.len().min(buffer.len());
         self.chunk.copy_to_slice(&mut buffer[..count]);
         Ok(count)
-    }
-}
-
-/// Runs `work` on a thread of its own and waits for it.
-///
-/// Not the runtime's blocking pool: a runtime that is shut down would wait for a thread that waits for another
-/// process. A dropped future leaves the thread to finish by itself; its result is dropped with all it owns.
-pub(crate) async fn blocking<T: Send + 'static>(
-    name: &'static str,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let (sender, receiver) = oneshot::channel();
-    let thread = thread::Builder::new()
-        .name(name.into())
-        .spawn(move || {
-            // Nobody waits any more: the result undoes itself.
-            let _ = sender.send(work());
-        })
-        .map_err(|source| Error::WriteStore { path: name.into(), source })?;
-    match receiver.await {
-        Ok(result) => result,
-        Err(_) => match thread.join() {
-            Err(panic) => std::panic::resume_unwind(panic),
-            Ok(()) => unreachable!("a thread that does not panic sends its result"),
-        },
     }
 }
 

@@ -30,9 +30,10 @@ pub use self::collect::Collected;
 pub(crate) use self::files::read_optional;
 use self::files::{create_directory, read_fault, write_fault};
 pub use self::hold::ImageHold;
+pub use self::inventory::StorePart;
 pub(crate) use self::layers::{LayerClaim, LayerState, StagedLayer};
 pub(crate) use self::publish::Draft;
-pub use self::usage::{ImageUsage, PartUsage, StorePart, StoreUsage};
+pub use self::usage::{ImageUsage, PartUsage, StoreUsage};
 use crate::erofs::BlockSize;
 use crate::{Digest, Error, Image, Limits, Reference};
 

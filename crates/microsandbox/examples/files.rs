@@ -10,12 +10,12 @@ async fn main() -> anyhow::Result<()> {
     microsandbox::reexec::init();
     let sandbox = Sandbox::builder("files").image("busybox").memory(256).replace().create().await?;
     let fs = sandbox.fs();
-    fs.mkdir("/work/in").await?;
-    fs.write("/work/in/words", "three short words\n").await?;
-    let output = sandbox.exec("wc", ["-w", "/work/in/words"]).await?;
+    fs.mkdir("/srv/in").await?;
+    fs.write("/srv/in/words", "three short words\n").await?;
+    let output = sandbox.exec("wc", ["-w", "/srv/in/words"]).await?;
     println!("{}", output.stdout()?);
 
-    let sink = fs.write_stream("/work/in/numbers").await?;
+    let sink = fs.write_stream("/srv/in/numbers").await?;
     for number in 0..1000 {
         sink.write(format!("{number}\n")).await?;
     }
@@ -26,7 +26,7 @@ async fn main() -> anyhow::Result<()> {
         })
         .await?;
     if let Some(stdin) = command.take_stdin() {
-        stdin.write(fs.read("/work/in/numbers").await?).await?;
+        stdin.write(fs.read("/srv/in/numbers").await?).await?;
         stdin.close().await?;
     }
     while let Some(event) = command.recv().await {
@@ -34,14 +34,14 @@ async fn main() -> anyhow::Result<()> {
             println!("{} sorted bytes", bytes.len());
         }
     }
-    for entry in fs.list("/work/in").await? {
+    for entry in fs.list("/srv/in").await? {
         let kind = if entry.kind == FsEntryKind::Directory { "directory" } else { "file" };
         println!("{kind} {} of {} bytes", entry.path, entry.size);
     }
     let folder = std::env::temp_dir().join("microsandbox-files");
-    fs.copy_to_host("/work/in", &folder).await?;
-    fs.copy_from_host(&folder, "/work/out").await?;
-    let mut job = sandbox.exec_detached("ls", ["/work/out"]).await?;
+    fs.copy_to_host("/srv/in", &folder).await?;
+    fs.copy_from_host(&folder, "/srv/out").await?;
+    let mut job = sandbox.exec_detached("ls", ["/srv/out"]).await?;
     println!("job {} ended with {}", job.id(), job.wait().await?.code);
     fs.remove_dir("/work").await?;
     anyhow::ensure!(!fs.exists("/work").await?);

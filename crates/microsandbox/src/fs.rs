@@ -339,8 +339,7 @@ impl<'a> SandboxFs<'a> {
         path: impl AsRef<Path>,
         options: &FsCopyOptions,
     ) -> MicrosandboxResult<FsWriteSink> {
-        let (path, owners) = (bytes(path), options.owners);
-        self.sink(FileOperation::Unpack { path, only: None, owners })
+        self.place(path.as_ref(), None, options)
     }
 
     fn begin(&self, operation: FileOperation) -> MicrosandboxResult<FileStream> {

@@ -16,7 +16,8 @@ use microsandbox_image::{
 };
 
 use crate::{
-    MicrosandboxError, MicrosandboxResult, PullPolicy, RootfsSource, SandboxConfig, env, home::Home,
+    MicrosandboxError, MicrosandboxResult, PullPolicy, RootfsSource, SandboxConfig, env,
+    home::Home, thread::on_thread,
 };
 
 /// An image in the store.
@@ -177,9 +178,7 @@ impl Image {
         let (root, tag) = (root.to_owned(), parse(tag)?);
         let store = home.images();
         let work = move || store.load_directory(&root, &tag, &config, &*progress);
-        let loaded = tokio::task::spawn_blocking(work).await;
-        let loaded = loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        Ok(Self { stored: loaded? })
+        Ok(Self { stored: on_thread("load-image", work).await? })
     }
 
     /// As [`Image::load`] from a stream, such as standard input.
@@ -287,8 +286,7 @@ async fn save(
     let references: Vec<Reference> =
         references.iter().map(|name| parse(name)).collect::<Result<_, _>>()?;
     let work = move || store.save(&references, target, &options);
-    let saved = tokio::task::spawn_blocking(work).await;
-    Ok(saved.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
+    on_thread("save-images", work).await
 }
 
 async fn load(
@@ -301,8 +299,7 @@ async fn load(
     let tag = tag.map(parse).transpose()?;
     let store = home.images();
     let work = move || store.load(source, tag.as_ref(), &*progress);
-    let loaded = tokio::task::spawn_blocking(work).await;
-    let loaded = loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let loaded = on_thread("load-images", work).await?;
     Ok(loaded.into_iter().map(|stored| Image { stored }).collect())
 }
 
@@ -348,16 +345,6 @@ impl From<PullPolicy> for microsandbox_image::PullPolicy {
     }
 }
 
-async fn pull(
-    home: &Home,
-    reference: &Reference,
-    policy: PullPolicy,
-    progress: &dyn Progress,
-) -> MicrosandboxResult<StoredImage> {
-    let options = pull_options()?.with_policy(policy.into());
-    Ok(home.images().pull(reference, &options, progress).await?)
-}
-
 /// The image a sandbox is to be made from, held until the catalogue pins it.
 pub(crate) async fn ensure(
     home: &Home,
@@ -366,9 +353,10 @@ pub(crate) async fn ensure(
 ) -> MicrosandboxResult<(StoredImage, ImageHold)> {
     let RootfsSource::Oci(source) = &config.image;
     let reference = parse(&source.reference)?;
-    let image = pull(home, &reference, config.pull_policy, progress).await?;
+    let (store, options) = (home.images(), pull_options()?.with_policy(config.pull_policy.into()));
+    let image = store.pull(&reference, &options, progress).await?;
     let gone = microsandbox_image::Error::NotCached { reference: reference.into() };
-    let hold = home.images().hold(&image)?.ok_or(gone)?;
+    let hold = store.hold(&image)?.ok_or(gone)?;
     Ok((image, hold))
 }
 

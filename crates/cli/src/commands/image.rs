@@ -1,7 +1,5 @@
 //! `msb image`: the images in the store.
 
-use microsandbox::image::Image;
-
 use crate::commands::{load, pull, save};
 
 mod df;
@@ -53,17 +51,6 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
         Command::Load(args) => load::run(args).await,
         Command::Save(args) => save::run(args).await,
     }
-}
-
-/// The line that says what a name stands for.
-pub(crate) fn name_and_digest(name: &str, image: &Image) -> String {
-    format!("{} {}", familiar(name), image.digest())
-}
-
-/// The shortest form of a name.
-fn familiar(name: &str) -> String {
-    let parsed: Option<microsandbox::Reference> = name.parse().ok();
-    parsed.map_or_else(|| name.to_owned(), |reference| reference.familiar())
 }
 
 /// Hexadecimal digits of a digest that a person needs to tell images apart.

@@ -7,10 +7,7 @@ use microsandbox::{
     image::{Image, Mirror, Network, Platform, PullOptions, pull_options},
 };
 
-use crate::{
-    commands::image::name_and_digest,
-    output::{self, pull::PullView},
-};
+use crate::output::{self, pull::PullView};
 
 /// Arguments of `msb pull`.
 #[derive(Debug, clap::Args)]
@@ -59,5 +56,5 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let view = PullView::new(args.quiet);
     let image = Image::pull_with(&args.reference, PullPolicy::Always, options, &view).await?;
     drop(view);
-    output::line(name_and_digest(&args.reference, &image))
+    output::line(output::name_and_digest(&args.reference, &image))
 }

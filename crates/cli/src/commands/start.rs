@@ -1,5 +1,7 @@
 //! `msb start`: sandboxes that were stopped, running again with the disk they had.
 
+use microsandbox::SandboxHandle;
+
 use crate::{
     boot,
     selection::{Missing, Selection},
@@ -18,11 +20,6 @@ pub(crate) struct Args {
 /// Starts them one after the other, and says the name of each that runs.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut quiet = args.quiet;
-    let start = async |sandbox: microsandbox::SandboxHandle| {
-        boot::run_of(&sandbox.start_detached().await?, quiet).await?;
-        // The note about emulation is told once.
-        quiet = true;
-        Ok(())
-    };
+    let start = async |sandbox: SandboxHandle| boot::start(&sandbox, &mut quiet).await;
     args.selection.each(Missing::Fail, |sandbox| !sandbox.status().is_alive(), start).await
 }

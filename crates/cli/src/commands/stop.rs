@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use crate::{
     report,
-    selection::{Missing, Selection},
-    values,
+    selection::{Grace, Missing, Selection},
 };
 
 /// Arguments of `msb stop`.
@@ -13,9 +12,8 @@ use crate::{
 pub(crate) struct Args {
     #[command(flatten)]
     selection: Selection,
-    /// Time to end in order, after which a sandbox is killed
-    #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = values::duration)]
-    time: Duration,
+    #[command(flatten)]
+    grace: Grace,
     /// Kill at once; what a guest had not yet written to its disk is lost
     #[arg(short, long)]
     force: bool,
@@ -26,7 +24,7 @@ pub(crate) struct Args {
 
 /// Stops them one after the other, and says the name of each.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let time = if args.force { Duration::ZERO } else { args.time };
+    let time = if args.force { Duration::ZERO } else { args.grace.time };
     let stop = async |sandbox: microsandbox::SandboxHandle| {
         if args.drain {
             return Ok(sandbox.connect().await?.drain().await?);

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use microsandbox::{Sandbox, SandboxStatus};
+use microsandbox::{EndReason, Sandbox, SandboxStatus};
 
 use crate::output;
 
@@ -22,7 +22,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     match &ended.reason {
         Some(reason) => output::line(reason)?,
         None if ended.status == SandboxStatus::Created => output::line("it never ran")?,
-        None => output::line("its supervisor was killed")?,
+        None => output::line(EndReason::SupervisorKilled)?,
     }
     if ended.status != SandboxStatus::Crashed {
         return Ok(ExitCode::SUCCESS);

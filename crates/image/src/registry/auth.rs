@@ -12,6 +12,7 @@ use super::DOCKER_HUB;
 use super::challenge::{Bearer, Challenge};
 use super::endpoint::http_fault;
 use crate::Error;
+use crate::thread::blocking;
 
 /// Name under which credential stores keep Docker Hub.
 const DOCKER_HUB_CREDENTIALS: &str = "https://index.docker.io/v1/";
@@ -217,8 +218,7 @@ impl Authorizer {
             RegistryAuth::DockerConfig => {
                 let registry = self.registry.clone();
                 // A credential helper is a program that is waited for.
-                crate::pull::blocking("read-credentials", move || stored_credentials(&registry))
-                    .await
+                blocking("read-credentials", move || stored_credentials(&registry)).await
             }
         }
     }

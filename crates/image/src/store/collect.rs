@@ -38,15 +38,7 @@ impl ImageStore {
     /// # Errors
     /// [`Error::WriteStore`] when something could not be removed; collecting again goes on from there.
     pub fn collect(&self, pinned: &[Digest]) -> Result<Collected, Error> {
-        let mut collected = Collected::default();
-        if !self.root.exists() {
-            return Ok(collected);
-        }
-        let Some(_lock) = self.lock_for_collection()? else {
-            return Ok(Collected { postponed: true, ..collected });
-        };
-        self.sweep(pinned, &mut collected)?;
-        Ok(collected)
+        self.shrink(u64::MAX, pinned)
     }
 
     /// Collects, then removes images with their names, those first that were not used for longest, until the store

@@ -12,8 +12,61 @@ use super::ImageStore;
 use super::files::{TEMPORARY_PREFIX, read_fault, read_optional};
 use super::layers::{LAYER_SUFFIX, PARTIAL_SUFFIX, RECORD_SUFFIX};
 use super::publish::{CONFIG_FILE, DISK_FILE, MANIFEST_FILE, META_FILE};
-use super::usage::StorePart;
 use crate::{DiffId, Digest, Error, Image, ImageConfig};
+
+/// Kinds of files in a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum StorePart {
+    /// Directories themselves.
+    Directories,
+    /// Manifests and configurations.
+    Documents,
+    /// File systems of layers, which images share.
+    Layers,
+    /// Locks.
+    Locks,
+    /// Merged trees and disk descriptors of images.
+    Metadata,
+    /// Names of images.
+    Names,
+    /// Files that are not the store's.
+    Other,
+    /// What archives of layers had besides file data, for saving them again.
+    Records,
+    /// Files that are being made, or that a crash left.
+    Unfinished,
+}
+
+impl StorePart {
+    /// Every part, in the order of a report.
+    pub const ALL: [Self; 9] = [
+        Self::Layers,
+        Self::Records,
+        Self::Metadata,
+        Self::Documents,
+        Self::Names,
+        Self::Unfinished,
+        Self::Locks,
+        Self::Directories,
+        Self::Other,
+    ];
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Directories => "directories",
+            Self::Documents => "documents",
+            Self::Layers => "layers",
+            Self::Locks => "locks",
+            Self::Metadata => "metadata",
+            Self::Names => "names",
+            Self::Other => "other",
+            Self::Records => "records",
+            Self::Unfinished => "unfinished",
+        }
+    }
+}
 
 /// One file or directory.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 
 use super::ImageStore;
-use super::inventory::{Inventory, Owner, Reach, layers_of};
+use super::inventory::{Inventory, Owner, Reach, StorePart, layers_of};
 use crate::{DiffId, Digest, Error, Reference};
 
 /// Everything a store takes on disk. The parts, and so the total, are what `du` would say.
@@ -51,60 +51,6 @@ pub struct ImageUsage {
     pub is_pinned: bool,
     /// When it was last pulled, loaded or held.
     pub last_used: Option<SystemTime>,
-}
-
-/// Kinds of files in a store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum StorePart {
-    /// Directories themselves.
-    Directories,
-    /// Manifests and configurations.
-    Documents,
-    /// File systems of layers, which images share.
-    Layers,
-    /// Locks.
-    Locks,
-    /// Merged trees and disk descriptors of images.
-    Metadata,
-    /// Names of images.
-    Names,
-    /// Files that are not the store's.
-    Other,
-    /// What archives of layers had besides file data, for saving them again.
-    Records,
-    /// Files that are being made, or that a crash left.
-    Unfinished,
-}
-
-impl StorePart {
-    /// Every part, in the order of a report.
-    pub const ALL: [Self; 9] = [
-        Self::Layers,
-        Self::Records,
-        Self::Metadata,
-        Self::Documents,
-        Self::Names,
-        Self::Unfinished,
-        Self::Locks,
-        Self::Directories,
-        Self::Other,
-    ];
-
-    /// Its name in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Directories => "directories",
-            Self::Documents => "documents",
-            Self::Layers => "layers",
-            Self::Locks => "locks",
-            Self::Metadata => "metadata",
-            Self::Names => "names",
-            Self::Other => "other",
-            Self::Records => "records",
-            Self::Unfinished => "unfinished",
-        }
-    }
 }
 
 impl ImageStore {

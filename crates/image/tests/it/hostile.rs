@@ -1,7 +1,6 @@
 //! Hostile and broken input: a typed error that names the place, and a store that is what it was.
 
 use std::collections::BTreeMap;
-use std::error::Error as _;
 use std::fs;
 use std::io::{Cursor, Write};
 use std::path::Path;
@@ -13,7 +12,7 @@ use microsandbox_image::{
 use tempfile::TempDir;
 
 use crate::tarball::{Item, directory, entry, file, hard_link, header, seal, symlink, tarball};
-use crate::tools::{layout, text};
+use crate::tools::{chain, layout, text};
 
 /// A docker-archive with one image of these layers, as `docker save` would write it.
 pub(crate) fn docker_archive(layers: &[Vec<u8>]) -> Vec<u8> {
@@ -63,16 +62,6 @@ pub(crate) fn files(root: &Path) -> Result<BTreeMap<String, Digest>> {
         }
     }
     Ok(found)
-}
-
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Loads what must fail; the message must say `expected` and the store must not change.

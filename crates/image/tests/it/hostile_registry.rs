@@ -1,6 +1,5 @@
 //! Hostile and broken registries: a typed error that names image and part, and a store that is what it was.
 
-use std::error::Error as _;
 use std::io::{Cursor, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use tokio::task::JoinSet;
 use crate::hostile::{docker_archive, files};
 use crate::scripted::{Answer, Request, Sample, Server, manifest};
 use crate::tarball::{file, tarball};
+use crate::tools::chain;
 
 /// How long a registry may send nothing where that is what it does.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -31,16 +31,6 @@ async fn pull_with(store: &ImageStore, name: &str, options: PullOptions) -> Resu
     let options = options
         .with_auth(RegistryAuth::Basic { username: "user".into(), password: "secret".into() });
     store.pull(&name.parse::<Reference>()?, &options, &Silent).await
-}
-
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 type Misbehaviour = Arc<dyn Fn(&Sample, &Request) -> Option<Answer> + Send + Sync>;

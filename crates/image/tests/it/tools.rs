@@ -1,5 +1,6 @@
 //! The real tools that make and judge images.
 
+use std::error::Error;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
@@ -22,6 +23,17 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<String> {
     );
     ensure!(output.status.success(), "{program} {arguments:?}: {text}");
     Ok(text)
+}
+
+/// An error with its causes, as one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 /// An OCI layout with one image, tagged `latest`, made by `umoci` from these layers.

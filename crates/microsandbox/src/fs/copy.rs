@@ -216,8 +216,8 @@ impl SandboxFs<'_> {
         sink.close().await
     }
 
-    /// Unpacks what is called `name` into a directory of the guest.
-    fn place(
+    /// Unpacks into a directory of the guest; with a name, only what is called that.
+    pub(super) fn place(
         &self,
         directory: &Path,
         name: Option<&OsString>,

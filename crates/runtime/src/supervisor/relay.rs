@@ -387,10 +387,10 @@ impl Relay {
                 let credit = Credit::from_frame(&frame).map_err(malformed)?;
                 stream.to_guest.grant(credit.bytes);
             }
-            Some(Kind::ExecExited | Kind::ExecFailed) => ended = true,
-            Some(Kind::JobInfo | Kind::Jobs | Kind::JobUnknown | Kind::Metrics) => ended = true,
-            // What opened the stream is unknown to an older agent: there is no command.
-            Some(Kind::Unsupported) if !stream.started => ended = true,
+            // It is about something that was sent to a command. Before one has started it is about what
+            // opened the stream, which an older agent does not know, and ends it.
+            Some(Kind::Unsupported) if stream.started => return Ok(GuestNews::None),
+            Some(kind) if kind.ends_stream() => ended = true,
             Some(Kind::StdinClosed | Kind::JobGap) => {}
             _ => return Ok(GuestNews::None),
         }

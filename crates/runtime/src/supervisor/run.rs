@@ -277,7 +277,6 @@ impl<'a> Session<'a> {
                     }
                     if self.limits.is_idleness() {
                         // Detached jobs have no stream here: the guest knows of them.
-                        self.limits.observe(false);
                         self.asked_if_idle = true;
                         self.relay.ask_metrics();
                     } else {

@@ -2,7 +2,6 @@
 
 use microsandbox::image::Image;
 
-use super::{familiar, name_and_digest};
 use crate::{output, report};
 
 /// Arguments of `msb image tag`.
@@ -25,7 +24,7 @@ pub(crate) struct RmArgs {
 /// Names an image, and says what the name stands for.
 pub(crate) fn tag(args: &TagArgs) -> anyhow::Result<()> {
     let image = Image::tag(&args.reference, &args.name)?;
-    output::line(name_and_digest(&args.name, &image))
+    output::line(output::name_and_digest(&args.name, &image))
 }
 
 /// Removes names, and says what each removal freed.
@@ -36,7 +35,7 @@ pub(crate) async fn remove(args: RmArgs) -> anyhow::Result<()> {
             report::note("an image is being made: `msb image gc` frees the space later");
         }
         let freed = output::size(collected.freed_bytes);
-        output::line(format_args!("{}: freed {freed}", familiar(reference)))?;
+        output::line(format_args!("{}: freed {freed}", output::familiar(reference)))?;
     }
     Ok(())
 }
