@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use microsandbox_protocol::{ExecFailed, FileFailed, FileFailure};
 
-use crate::{ExitRecord, VmmKind};
+use crate::{ExitRecord, VmmKind, handover::BUILD};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -92,6 +92,24 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The program that was to supervise is of another build than this one.
+    #[error("have {} supervise the sandbox: it is microsandbox {build} and refuses: {why}", program.display())]
+    ProgramRefused {
+        /// The program.
+        program: PathBuf,
+        /// Its version and digest.
+        build: String,
+        /// What it said.
+        why: String,
+    },
+    /// The program that was to supervise ended without a word, as one that is no microsandbox does.
+    #[error("have {} supervise the sandbox: it ended without a word ({ended})", program.display())]
+    ProgramSilent {
+        /// The program.
+        program: PathBuf,
+        /// How it ended.
+        ended: String,
+    },
     /// The peer on a link does not speak the protocol.
     #[error("speak with the {peer}")]
     Protocol {
@@ -151,6 +169,10 @@ impl Error {
                 Some("run `cargo xtask setup`, or name a kernel with MSB_KERNEL".into())
             }
             Self::MissingGuest { .. } => Some("run `cargo xtask setup`".into()),
+            Self::ProgramRefused { .. } | Self::ProgramSilent { .. } => Some(format!(
+                "install the msb of microsandbox {BUILD} and name it with MSB_PATH, or call \
+                 `microsandbox::reexec::init()` first in `main`"
+            )),
             Self::Unsupported { .. } => {
                 Some("start the sandbox again: it then boots the installed agent".into())
             }

@@ -1,6 +1,10 @@
 //! Starting a sandbox's supervisor, and owning what was started.
 
-use std::{os::fd::AsFd, process::Child};
+use std::{
+    io,
+    os::{fd::AsFd, unix::process::ExitStatusExt},
+    process::Child,
+};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
@@ -43,6 +47,31 @@ impl Owner {
     }
 }
 
+/// Whether the far end of a socket is closed, read or unread.
+fn is_hang_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+impl Owner {
+    /// Why a supervisor hung up without a word: it died, or is a program that knows no such role.
+    async fn explain_silence(&mut self, program: &Program) -> Error {
+        let Some(mut child) = self.supervisor.take() else {
+            return Error::Closed { during: "the boot" };
+        };
+        let waited = tokio::task::spawn_blocking(move || child.wait()).await;
+        match waited.map_err(io::Error::other).and_then(|waited| waited) {
+            Ok(status) if status.signal().is_some() => {
+                Error::Closed { during: "the boot: its supervisor was killed" }
+            }
+            Ok(status) => Error::ProgramSilent {
+                program: program.path().to_owned(),
+                ended: status.to_string(),
+            },
+            Err(source) => Error::Program { program: program.path().to_owned(), source },
+        }
+    }
+}
+
 impl Drop for Owner {
     fn drop(&mut self) {
         // The supervisor outlives this handle by the time an orderly stop takes; a thread collects
@@ -61,8 +90,9 @@ impl Drop for Owner {
 /// `lock` passes to the supervisor. When the future is dropped, the sandbox is stopped.
 ///
 /// # Errors
-/// [`Error::MissingGuest`] and [`Error::Program`] before anything runs; [`Error::Boot`] with the
-/// cause when the guest did not come up. The sandbox's disks and logs stay as they are.
+/// [`Error::MissingGuest`], [`Error::Program`], [`Error::ProgramRefused`] and
+/// [`Error::ProgramSilent`] before anything runs; [`Error::Boot`] with the cause when the guest did
+/// not come up. The sandbox's disks and logs stay as they are.
 pub async fn launch(
     program: &Program,
     config: &LaunchConfig,
@@ -76,19 +106,28 @@ pub async fn launch(
         program.command(Role::Supervisor, &config.name, log.into()).map_err(failed)?;
     let supervisor = command.spawn().map_err(failed)?;
     drop(command);
-    let hand_over = || {
-        handover::send(&control, &(config, step::armed()), &[lock.as_fd()])?;
-        control.set_nonblocking(true)
-    };
-    hand_over().map_err(failed)?;
+    let handed_over =
+        handover::send(&control, Role::Supervisor, &(config, step::armed()), &[lock.as_fd()])
+            .and_then(|()| control.set_nonblocking(true));
     let control = UnixStream::from_std(control).map_err(failed)?;
     drop(lock);
     let mut owner = Owner { control, supervisor: Some(supervisor) };
     let mut line = String::new();
-    BufReader::new(&mut owner.control).read_line(&mut line).await.map_err(failed)?;
+    let answered = match handed_over {
+        Ok(()) => BufReader::new(&mut owner.control).read_line(&mut line).await.map(drop),
+        Err(error) => Err(error),
+    };
+    match answered {
+        Ok(()) => {}
+        Err(error) if is_hang_up(&error) => return Err(owner.explain_silence(program).await),
+        Err(error) => return Err(failed(error)),
+    }
     match serde_json::from_str(&line) {
         Ok(Progress::Ready(run)) => Ok(Launched { run: *run, owner }),
         Ok(Progress::Failed(record)) => Err(Error::Boot { name: config.name.clone(), record }),
-        Err(_) => Err(Error::Closed { during: "the boot: its supervisor died" }),
+        Ok(Progress::Refused { build, why }) => {
+            Err(Error::ProgramRefused { program: program.path().to_owned(), build, why })
+        }
+        Err(_) => Err(owner.explain_silence(program).await),
     }
 }

@@ -38,6 +38,7 @@ pub use client::{
 };
 pub use error::{Error, Result};
 pub use exec_log::{ExecContent, ExecLogReader, ExecRecord};
+pub use handover::BUILD;
 pub use host_usage::HostUsage;
 pub use launch::{Launched, Owner, launch};
 pub use lock::SandboxLock;

@@ -86,9 +86,13 @@ impl SandboxLock {
         Ok(i32::from(asked.l_type) != libc::F_UNLCK)
     }
 
-    /// Takes over a lock that another process sent.
-    pub(crate) fn from_fd(fd: OwnedFd) -> Self {
-        Self { file: File::from(fd) }
+    /// Takes over a lock that another process sent, if it is the one at `path`.
+    pub(crate) fn from_fd(fd: OwnedFd, path: &Path) -> io::Result<Self> {
+        let file = File::from(fd);
+        if !same_file(&file, path)? {
+            return Err(io::Error::other(format!("what came is not the lock {}", path.display())));
+        }
+        Ok(Self { file })
     }
 }
 

@@ -78,6 +78,13 @@ pub(crate) enum Progress {
     Ready(Box<RunRecord>),
     /// It never did.
     Failed(Box<ExitRecord>),
+    /// The orders are for another program. Launchers of every build read this one.
+    Refused {
+        /// The build that refuses.
+        build: String,
+        /// What is wrong with them.
+        why: String,
+    },
 }
 
 /// Byte an owner writes to let go of a sandbox.

@@ -18,21 +18,28 @@ mod relay;
 mod run;
 
 use std::{
-    io,
+    io::{self, Write},
     os::{fd::AsFd, unix::net::UnixStream as StdUnixStream},
     process::ExitCode,
 };
 
 use nix::sys::stat::{Mode, umask};
 
-use crate::{LaunchConfig, SandboxLock, handover, step};
+use crate::{
+    LaunchConfig, SandboxDir, SandboxLock,
+    handover::{self, Refusal},
+    orders::Progress,
+    program::Role,
+    step,
+};
 
 /// The role: supervises until the sandbox has ended.
 pub(crate) fn run() -> ExitCode {
     match take_orders().and_then(supervise) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "supervisor failed");
+            // There may be no subscriber yet: the log is the standard error either way.
+            let _nobody_listens = writeln!(io::stderr(), "supervisor failed: {error}");
             ExitCode::FAILURE
         }
     }
@@ -48,14 +55,26 @@ struct Orders {
 
 fn take_orders() -> io::Result<Orders> {
     let control = StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let ((config, stop_at), mut fds): ((LaunchConfig, _), _) = handover::receive(&control)?;
+    let ((config, stop_at), [lock]): ((LaunchConfig, _), _) =
+        handover::receive(&control, Role::Supervisor)
+            .map_err(|refusal| refuse(&control, refusal))?;
     step::stop_at(stop_at);
-    let lock = fds.pop().ok_or_else(|| io::Error::other("the launcher sent no lock"))?;
+    let lock = SandboxLock::from_fd(lock, &SandboxDir::new(&config.dir).lock_path())?;
     // A session of its own: the terminal's signals are for the owner, who then lets go of the
     // control socket. Fails only for a process that leads a session already.
     let _already_leader = nix::unistd::setsid();
     umask(Mode::from_bits_truncate(0o077));
-    Ok(Orders { config, control, lock: SandboxLock::from_fd(lock) })
+    Ok(Orders { config, control, lock })
+}
+
+/// Tells the launcher why its orders are not taken, in words that every build understands.
+fn refuse(mut control: &StdUnixStream, refusal: Refusal) -> io::Error {
+    let refused = Progress::Refused { build: handover::BUILD.into(), why: refusal.to_string() };
+    let mut line = serde_json::to_vec(&refused).unwrap_or_default();
+    line.push(b'\n');
+    // A launcher that is gone does not want to know.
+    let _unheard = control.write_all(&line);
+    io::Error::other(refusal)
 }
 
 fn supervise(orders: Orders) -> io::Result<()> {

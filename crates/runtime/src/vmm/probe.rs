@@ -46,11 +46,16 @@ pub fn probe_kvm(program: &Program, cache: &Path) -> KvmProbe {
     if let Some(kept) = read_cache(cache).filter(|kept| kept.boot_id == boot_id) {
         return kept.probe;
     }
-    let probe = run_child(program).unwrap_or_else(|error| KvmProbe {
-        works: false,
-        detail: format!("run the KVM probe: {error}"),
-        took_us: 0,
-    });
+    let probe = match run_child(program) {
+        Ok(probe) => probe,
+        Err(error) => {
+            return KvmProbe {
+                works: false,
+                detail: format!("run the KVM probe: {error}"),
+                took_us: 0,
+            };
+        }
+    };
     let kept = Kept { boot_id, probe };
     if let Err(error) = write_whole(cache, &kept) {
         // The next command probes again.

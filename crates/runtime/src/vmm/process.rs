@@ -39,7 +39,7 @@ pub(crate) fn spawn(
     let (command, socket) = program.command(Role::Vmm, name, output)?;
     let child = tokio::process::Command::from(command).spawn()?;
     let order = Order { vmm: vmm.clone(), spec: spec.clone(), supervisor: std::process::id() };
-    handover::send(&socket, &order, &[fds.agent.as_fd(), fds.console.as_fd()])?;
+    handover::send(&socket, Role::Vmm, &order, &[fds.agent.as_fd(), fds.console.as_fd()])?;
     Ok(child)
 }
 
@@ -56,9 +56,8 @@ pub(crate) fn run() -> ExitCode {
 
 fn take_order() -> io::Result<(Order, VmFds)> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let (order, fds): (Order, _) = handover::receive(&socket)?;
-    let [agent, console] = <[OwnedFd; 2]>::try_from(fds)
-        .map_err(|fds| io::Error::other(format!("{} descriptors instead of 2", fds.len())))?;
+    let (order, [agent, console]): (Order, _) =
+        handover::receive(&socket, Role::Vmm).map_err(io::Error::other)?;
     // A VM never outlives its supervisor, however that ends.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     if nix::unistd::getppid().as_raw().cast_unsigned() != order.supervisor {

@@ -5,6 +5,7 @@
 use std::{
     ffi::OsString,
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -13,8 +14,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial};
 use microsandbox_runtime::{
-    Accel, BootStep, EndReason, Error, Guest, LaunchConfig, SandboxDir, SelectedVmm, VmmKind, init,
-    launch, own_program, probe_kvm, wire::ExecDefaults,
+    Accel, BUILD, BootStep, EndReason, Error, Guest, LaunchConfig, Program, SandboxDir,
+    SelectedVmm, VmmKind, init, launch, own_program, probe_kvm, wire::ExecDefaults,
 };
 
 /// Folder with `vmlinux` and `initramfs.cpio`; set by `cargo xtask test`.
@@ -25,6 +26,8 @@ fn main() -> ExitCode {
     let tests = vec![
         Trial::test("libkrun_boots_or_says_why_not_and_leaves_nothing", || told(libkrun)),
         Trial::test("a_guest_without_disks_says_which_is_missing", || told(missing_disk)),
+        Trial::test("another_build_is_refused_by_name", || told(other_build)),
+        Trial::test("a_program_that_knows_no_role_is_named", || told(no_microsandbox)),
         Trial::test("a_probe_is_kept_until_the_host_boots_again", || told(probe_is_kept)),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
@@ -133,6 +136,49 @@ fn missing_disk() -> Result<()> {
         }
         other => bail!("{other:?}"),
     }
+}
+
+/// Launches a sandbox with `program` as its supervisor; gives the error that this must come to.
+fn refusal_of(program: &Program) -> Result<Error> {
+    let home = tempfile::tempdir()?;
+    let path = home.path().join("sandbox");
+    let dir = SandboxDir::new(&path);
+    let lock = dir.create_locked()?;
+    let vmm = SelectedVmm { kind: VmmKind::Qemu, accel: Accel::Tcg, program: None, tsc_khz: None };
+    let orders = orders(&path, vmm, Duration::from_secs(1))?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let launched = runtime.block_on(launch(program, &orders, lock));
+    ensure!(!dir.is_held()?, "the lock is held after the refusal");
+    Ok(launched.err().context("it was launched")?)
+}
+
+/// A copy of this program whose name of its build was changed, as that of any other build is.
+fn other_build() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let other = dir.path().join("other");
+    let mut bytes = fs::read("/proc/self/exe")?;
+    let ours = BUILD.as_bytes();
+    let places: Vec<usize> =
+        (0..bytes.len() - ours.len()).filter(|at| bytes[*at..].starts_with(ours)).collect();
+    ensure!(!places.is_empty(), "{BUILD} is not in this program");
+    for at in places {
+        bytes[at + ours.len() - 16..at + ours.len()].copy_from_slice(b"0123456789abcdef");
+    }
+    fs::write(&other, bytes)?;
+    fs::set_permissions(&other, PermissionsExt::from_mode(0o700))?;
+    let error = refusal_of(&Program::at(&other))?;
+    let Error::ProgramRefused { program, build, why } = &error else { bail!("{error:?}") };
+    ensure!(*program == other && build.ends_with("+0123456789abcdef"), "{error:?}");
+    ensure!(why.contains(BUILD), "{why}");
+    ensure!(error.hint().is_some_and(|hint| hint.contains("MSB_PATH")), "{error:?}");
+    Ok(())
+}
+
+fn no_microsandbox() -> Result<()> {
+    let error = refusal_of(&Program::at("/bin/true"))?;
+    let Error::ProgramSilent { program, ended } = &error else { bail!("{error:?}") };
+    ensure!(program == Path::new("/bin/true") && ended.contains("exit status: 0"), "{error:?}");
+    Ok(())
 }
 
 fn probe_is_kept() -> Result<()> {
