@@ -8,7 +8,7 @@ pub(crate) mod process;
 
 #[cfg(feature = "libkrun")]
 mod libkrun;
-mod qemu;
+pub(crate) mod qemu;
 mod tsc;
 
 use std::{
@@ -134,6 +134,8 @@ pub(crate) struct VmFds {
     pub(crate) agent: OwnedFd,
     /// Takes the guest's console.
     pub(crate) console: OwnedFd,
+    /// Carries the VMM's own monitor; a driver without one lets it be.
+    pub(crate) monitor: OwnedFd,
 }
 
 /// Kernel command line for every guest: nothing of the sandbox is in it.
@@ -157,6 +159,10 @@ pub trait Driver: fmt::Debug {
     /// What the kernel reported.
     #[doc(hidden)]
     fn open_console(&self) -> io::Result<(OwnedFd, OwnedFd)>;
+
+    /// Whether the VMM itself can be talked to while it runs.
+    #[doc(hidden)]
+    fn has_monitor(&self) -> bool;
 }
 
 /// The half of a driver that runs in the VMM process.

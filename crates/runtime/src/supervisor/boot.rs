@@ -25,7 +25,7 @@ use crate::{
     record::BootTimes,
     self_test::self_test,
     step,
-    vmm::{DiskFormat, DiskSpec, VmFds, VmSpec, process},
+    vmm::{DiskFormat, DiskSpec, VmFds, VmSpec, process, qemu::qmp::Qmp},
 };
 
 /// A started VM and the channels into it.
@@ -34,6 +34,8 @@ pub(super) struct Machine {
     pub(super) child: Child,
     pub(super) port: FrameReader<OwnedReadHalf>,
     pub(super) agent: FrameSender,
+    /// The VMM's monitor, where the driver has one.
+    pub(super) qmp: Option<Qmp>,
     /// The guest's console.
     pub(super) console: Tail,
     /// What the VMM itself says.
@@ -61,7 +63,8 @@ pub(super) fn start_machine(config: &LaunchConfig) -> Result<Machine, Failed> {
         let (words, said) = io::pipe()?;
         let (vmm_words, _) = follow(OwnedFd::from(words), None)?;
         let program = Program::at("/proc/self/exe");
-        let fds = VmFds { agent: theirs.into(), console: vm_console };
+        let (monitor, vm_monitor) = StdUnixStream::pair()?;
+        let fds = VmFds { agent: theirs.into(), console: vm_console, monitor: vm_monitor.into() };
         let spec = vm_spec(config, &dir);
         let spawn = process::spawn(&program, &config.name, (&config.vmm, &spec), &fds, said.into());
         let child = spawn?;
@@ -71,6 +74,7 @@ pub(super) fn start_machine(config: &LaunchConfig) -> Result<Machine, Failed> {
             child,
             port: FrameReader::new(input, "agent"),
             agent: FrameSender::start(output),
+            qmp: driver.has_monitor().then(|| Qmp::open(monitor.into())).transpose()?,
             console,
             vmm_words,
             console_read,

@@ -38,6 +38,10 @@ impl Driver for Libkrun {
         termios::tcsetattr(&pty.slave, termios::SetArg::TCSANOW, &raw)?;
         Ok((pty.master, pty.slave))
     }
+
+    fn has_monitor(&self) -> bool {
+        false
+    }
 }
 
 impl Enter for Libkrun {

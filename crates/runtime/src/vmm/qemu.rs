@@ -3,6 +3,8 @@
 //! Without ACPI that machine has eight virtio-mmio transports: console and agent share one, each
 //! disk takes one.
 
+pub(crate) mod qmp;
+
 use std::{
     ffi::OsString,
     io,
@@ -33,6 +35,7 @@ pub(crate) struct Qemu {
 /// Descriptor numbers in the QEMU process; 0 to 2 are the standard streams.
 const AGENT_FD: i32 = 3;
 const CONSOLE_FD: i32 = 4;
+const MONITOR_FD: i32 = 5;
 
 impl Driver for Qemu {
     fn kind(&self) -> VmmKind {
@@ -47,6 +50,10 @@ impl Driver for Qemu {
         let (ours, theirs) = UnixStream::pair()?;
         Ok((ours.into(), theirs.into()))
     }
+
+    fn has_monitor(&self) -> bool {
+        true
+    }
 }
 
 impl Enter for Qemu {
@@ -56,6 +63,7 @@ impl Enter for Qemu {
         let mapped = command.fd_mappings(vec![
             FdMapping { parent_fd: fds.agent, child_fd: AGENT_FD },
             FdMapping { parent_fd: fds.console, child_fd: CONSOLE_FD },
+            FdMapping { parent_fd: fds.monitor, child_fd: MONITOR_FD },
         ]);
         match mapped {
             Ok(command) => format!("execute {}: {}", self.program.display(), command.exec()),
@@ -107,6 +115,8 @@ impl Qemu {
         args.extend(["-m".into(), format!("{}M", spec.memory_mib).into()]);
         args.extend(["-kernel".into(), spec.kernel.clone().into()]);
         args.extend(["-initrd".into(), spec.initramfs.clone().into()]);
+        args.extend(["-chardev".into(), format!("socket,id=monitor,fd={MONITOR_FD}").into()]);
+        args.extend(["-mon".into(), "chardev=monitor,mode=control".into()]);
         for (id, fd, device) in [
             ("console", CONSOLE_FD, "virtconsole,chardev=console".to_owned()),
             ("agent", AGENT_FD, format!("virtserialport,chardev=agent,name={PORT_NAME}")),
