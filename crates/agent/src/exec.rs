@@ -4,6 +4,7 @@
 //! client gets wrong (unknown streams, bad bodies, more bytes than granted) costs that client its
 //! command and nobody else anything.
 
+mod child;
 mod flow;
 mod input;
 mod output;
@@ -16,7 +17,6 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -32,15 +32,16 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, spawn_local, yield_now};
 
 use crate::cgroup::{Cgroup, Cgroups};
+use crate::exec::child::{Starting, Surroundings};
+use crate::exec::flow::Deadline;
 use crate::exec::input::Input;
-use crate::exec::plan::{Candidates, Plan, bad_args};
-use crate::exec::session::{Session, run_detached};
+use crate::exec::plan::{Plan, bad_args};
+use crate::exec::session::{Session, run_detached, started};
 use crate::exec::stdio::Ours;
 use crate::jobs::{self, Jobs, View};
 use crate::link::Outbox;
 use crate::metrics;
 use crate::reaper::Reaper;
-use crate::sys::clone::{Image, Spawn, Spawner};
 use crate::sys::process::Ended;
 
 pub(crate) use flow::OutputCredit;
@@ -67,7 +68,6 @@ pub(crate) struct Engine {
     ground: Ground,
     outbox: Outbox,
     reaper: Rc<Reaper>,
-    spawner: RefCell<Spawner>,
     streams: RefCell<HashMap<StreamId, Stream>>,
     jobs: Rc<Jobs>,
     /// A command has told its end.
@@ -88,7 +88,6 @@ impl Engine {
             ground,
             outbox,
             reaper,
-            spawner: RefCell::new(Spawner::new()),
             streams: RefCell::default(),
             jobs: Rc::default(),
             ended: Notify::new(),
@@ -261,19 +260,28 @@ impl Engine {
     fn start_job(self: &Rc<Self>, stream: StreamId, mut exec: Exec, limits: ExecLimits) {
         (exec.stdin, exec.terminal) = (StdinMode::Null, None);
         let command = jobs::command_line(&exec);
-        let started = match self.jobs.is_full() {
+        let start = match self.jobs.is_full() {
             true => Err(no_resources(&Errno::EAGAIN.into(), "jobs")),
             false => self.start(stream, exec, limits),
         };
-        let Start { session, started, ours, ended, timeout } = match started {
+        let start = match start {
             Ok(start) => start,
             Err(failed) => return self.outbox.control(stream, &failed),
         };
-        let record = self.jobs.add(command, started.pid, session.family);
-        self.outbox.control(stream, &record.info());
+        let record = self.jobs.add(command, start.pid, Rc::clone(&start.session.family));
         let engine = Rc::clone(self);
         spawn_local(async move {
-            record.end(run_detached(&record, ours, ended, timeout).await);
+            let Start { ours, ended, deadline, starting, plan, .. } = start;
+            match started(starting, record.family(), &deadline).await {
+                Ok(()) => {
+                    engine.outbox.control(stream, &record.info());
+                    record.end(run_detached(&record, ours, ended, &deadline).await);
+                }
+                Err(failed) => {
+                    engine.outbox.control(stream, &plan.explain(failed));
+                    record.withdraw();
+                }
+            }
             drop(record);
             engine.tidy();
         });
@@ -295,7 +303,7 @@ impl Engine {
             changes_user: self.ground.is_root,
         };
         let plan = Plan::of_agent(crate::role::FILES, &call.to_argument());
-        match plan.and_then(|plan| self.launch(stream, &plan, terms)) {
+        match plan.and_then(|plan| self.launch(stream, plan, terms)) {
             Ok(start) => self.begin(start),
             Err(failed) => self.outbox.control(stream, &failed),
         }
@@ -311,11 +319,12 @@ impl Engine {
             // Without the right to, a command that names no user runs as whoever the agent is.
             changes_user: self.ground.is_root || exec.user.is_some(),
         };
-        let plan = Plan::new(exec, &self.ground.defaults, Path::new("/etc"))?;
-        self.launch(stream, &plan, terms)
+        self.launch(stream, Plan::new(exec, &self.ground.defaults)?, terms)
     }
 
-    fn launch(&self, stream: StreamId, plan: &Plan, terms: Terms) -> Result<Start, ExecFailed> {
+    /// Makes a command's process. Whether that comes as far as its program is known later, because
+    /// only the process itself may wait for files.
+    fn launch(&self, stream: StreamId, plan: Plan, terms: Terms) -> Result<Start, ExecFailed> {
         if self.stopping.get() {
             let failure = ExecFailure::ShuttingDown;
             return Err(ExecFailed { failure, errno: 0, object: String::new() });
@@ -325,35 +334,25 @@ impl Engine {
             Some(size) => stdio::terminal(size).map_err(|error| no_terminal(&error))?,
             None => stdio::pipes(stdin).map_err(|error| no_resources(&error, "pipes"))?,
         };
-        if plan.user.identity.uid != 0 {
-            theirs.give_to(plan.user.identity.uid).map_err(|errno| no_user(errno, plan))?;
-        }
         let cgroup = self.cgroup(limits)?;
-        let image = match &plan.program {
-            Candidates::Paths(paths) => Image::Search(paths),
-            Candidates::Agent => Image::Open(self.ground.agent.as_fd()),
-        };
-        let spawned = self.spawner.borrow_mut().spawn(&Spawn {
-            stdio: theirs.all(self.ground.null.as_fd()),
-            controlling_terminal: size.is_some(),
+        let around = Surroundings {
+            theirs: &theirs,
+            null: self.ground.null.as_fd(),
+            agent: self.ground.agent.as_fd(),
+            on_terminal: size.is_some(),
+            changes_user,
             cgroup: cgroup.as_ref().map(|cgroup| cgroup.directory()),
-            rlimits: &plan.rlimits,
-            identity: changes_user.then_some(&plan.user.identity),
-            cwd: &plan.cwd,
-            image,
-            args: &plan.args,
-            env: &plan.env,
-        });
-        let pid = spawned.map_err(|failed| plan.explain(failed))?;
+        };
+        let starting = Starting::new(&plan, &around).map_err(|failed| plan.explain(failed))?;
+        let pid = starting.pid;
         let ended = self.reaper.register(pid);
         let terminal = ours.terminal.clone();
         let input = (stdin == StdinMode::Pipe || terminal.is_some()).then(Input::new);
-        let family = Family::new(Pid::from_raw(pid), cgroup);
-        let session =
-            Session { stream, family, credit: OutputCredit::new(window), input, terminal };
-        let window = microsandbox_protocol::DEFAULT_WINDOW_BYTES;
-        let started = ExecStarted { pid: pid.unsigned_abs(), window };
-        Ok(Start { session, started, ours, ended, timeout })
+        let family = Rc::new(Family::new(Pid::from_raw(pid), cgroup));
+        let credit = OutputCredit::new(window);
+        let session = Session { stream, family, credit, input, terminal };
+        let (pid, deadline) = (pid.unsigned_abs(), Deadline::after(timeout));
+        Ok(Start { session, pid, plan, starting, ours, ended, deadline })
     }
 
     /// A control group that holds its processes to `limits`.
@@ -374,13 +373,20 @@ impl Engine {
     }
 
     fn begin(self: &Rc<Self>, start: Start) {
-        let Start { session, started, ours, ended, timeout } = start;
+        let Start { session, pid, plan, starting, ours, ended, deadline } = start;
         let (stream, session) = (session.stream, Rc::new(session));
-        self.outbox.control(stream, &started);
         let (engine, mine) = (Rc::clone(self), Rc::clone(&session));
         let task = spawn_local(async move {
-            let exited = mine.run(ours, ended, timeout, &engine.outbox).await;
-            engine.outbox.control(stream, &exited);
+            let outbox = &engine.outbox;
+            match started(starting, &mine.family, &deadline).await {
+                Ok(()) => {
+                    let window = microsandbox_protocol::DEFAULT_WINDOW_BYTES;
+                    outbox.control(stream, &ExecStarted { pid, window });
+                    let exited = mine.run(ours, ended, &deadline, outbox).await;
+                    outbox.control(stream, &exited);
+                }
+                Err(failed) => outbox.control(stream, &plan.explain(failed)),
+            }
             engine.streams.borrow_mut().remove(&stream);
             engine.ended.notify_waiters();
             drop(mine);
@@ -406,13 +412,16 @@ struct Terms {
     changes_user: bool,
 }
 
-/// A command that runs and whose session has not begun.
+/// A command whose process is there and whose session has not begun.
 struct Start {
     session: Session,
-    started: ExecStarted,
+    pid: u32,
+    /// For what is to be said when it comes no further.
+    plan: Plan,
+    starting: Starting,
     ours: Ours,
     ended: oneshot::Receiver<Ended>,
-    timeout: Option<Duration>,
+    deadline: Deadline,
 }
 
 /// Which commands are meant.
@@ -434,9 +443,4 @@ fn no_resources(error: &io::Error, object: &str) -> ExecFailed {
         _ => ExecFailure::ResourceLimit,
     };
     ExecFailed { failure, errno, object: object.to_owned() }
-}
-
-fn no_user(errno: Errno, plan: &Plan) -> ExecFailed {
-    let step = crate::sys::clone::Step::Identity;
-    plan.explain(crate::sys::clone::SpawnFailed { step, errno })
 }

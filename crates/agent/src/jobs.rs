@@ -16,8 +16,8 @@ use std::rc::{Rc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use microsandbox_protocol::{
-    Exec, ExecExited, FINISHED_JOBS, JOB_COMMAND_BYTES, JOBS_OUTPUT_BYTES, JobEnd, JobId, JobInfo,
-    JobUnknown, Kind, Program, RUNNING_JOBS, StreamId, Timestamp,
+    Exec, ExecExited, ExitStatus, FINISHED_JOBS, JOB_COMMAND_BYTES, JOBS_OUTPUT_BYTES, JobEnd,
+    JobId, JobInfo, JobUnknown, Kind, Program, RUNNING_JOBS, StreamId, Timestamp, Usage,
 };
 use nix::sys::signal::Signal;
 use tokio::sync::Notify;
@@ -27,6 +27,9 @@ use crate::exec::Family;
 use crate::jobs::ring::Ring;
 use crate::jobs::viewer::Viewer;
 use crate::link::Outbox;
+
+/// Code of a job that was never a program, for whoever waits for it already: the shell's.
+const NEVER_BEGAN: u8 = 127;
 
 /// All jobs of this guest.
 #[derive(Debug, Default)]
@@ -43,7 +46,7 @@ struct Job {
     command: Vec<String>,
     pid: u32,
     started: Timestamp,
-    family: Family,
+    family: Rc<Family>,
     ring: Ring,
     ended: Cell<Option<JobEnd>>,
     /// It wrote something, or ended.
@@ -90,6 +93,16 @@ impl JobRecord {
         }
     }
 
+    /// Forgets it: it never came as far as its program.
+    pub(crate) fn withdraw(&self) {
+        let status = ExitStatus::Code(NEVER_BEGAN);
+        let (timed_out, out_of_memory, usage) = (false, false, Usage::default());
+        self.end(ExecExited { status, timed_out, out_of_memory, usage });
+        if let Some(jobs) = self.jobs.upgrade() {
+            jobs.jobs.borrow_mut().remove(&self.job.id);
+        }
+    }
+
     /// What is known of it.
     pub(crate) fn info(&self) -> JobInfo {
         self.job.info()
@@ -117,7 +130,7 @@ impl Jobs {
         self: &Rc<Self>,
         command: Vec<String>,
         pid: u32,
-        family: Family,
+        family: Rc<Family>,
     ) -> JobRecord {
         let id = self.last.get() + 1;
         self.last.set(id);

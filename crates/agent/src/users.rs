@@ -6,7 +6,10 @@
 use std::fs;
 use std::path::Path;
 
-use crate::sys::clone::Identity;
+use nix::unistd::Gid;
+
+/// User of a command whose sandbox names none.
+pub(crate) const DEFAULT_USER: &str = "root";
 
 /// Who a command runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +21,31 @@ pub(crate) struct User {
     pub home: Vec<u8>,
     /// Login shell, `/bin/sh` without an entry.
     pub shell: Vec<u8>,
+}
+
+/// User and groups of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub uid: u32,
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<Gid>,
+}
+
+impl User {
+    /// Root, whatever files say.
+    pub(crate) fn root() -> Self {
+        Self::without_entry(0)
+    }
+
+    fn without_entry(uid: u32) -> Self {
+        Self {
+            identity: Identity { uid, gid: 0, groups: Vec::new() },
+            name: None,
+            home: b"/".to_vec(),
+            shell: b"/bin/sh".to_vec(),
+        }
+    }
 }
 
 /// The user or group that a request names is not there.
@@ -55,18 +83,21 @@ impl Accounts {
         Ok(found)
     }
 
+    /// As [`Accounts::find`]; an image without any accounts still has a root.
+    pub(crate) fn find_or_root(&self, spec: &str) -> Result<User, NoSuchUser> {
+        self.find(spec).or_else(|missing| match spec {
+            DEFAULT_USER => self.find("0"),
+            _ => Err(missing),
+        })
+    }
+
     fn user(&self, user: &str) -> Result<User, NoSuchUser> {
         let named = || self.passwd().find(|entry| entry.name == user.as_bytes());
         let numbered = |uid| self.passwd().find(|entry| entry.uid == uid);
         let number = id(user.as_bytes());
         match (named().or_else(|| number.and_then(numbered)), number) {
             (Some(entry), _) => Ok(entry.to_user()),
-            (None, Some(uid)) => Ok(User {
-                identity: Identity { uid, gid: 0, groups: Vec::new() },
-                name: None,
-                home: b"/".to_vec(),
-                shell: b"/bin/sh".to_vec(),
-            }),
+            (None, Some(uid)) => Ok(User::without_entry(uid)),
             (None, None) => Err(NoSuchUser),
         }
     }
@@ -76,11 +107,11 @@ impl Accounts {
         named.map(|entry| entry.gid).or_else(|| id(group.as_bytes())).ok_or(NoSuchUser)
     }
 
-    fn supplementary(&self, name: Option<&[u8]>) -> Vec<u32> {
+    fn supplementary(&self, name: Option<&[u8]>) -> Vec<Gid> {
         let Some(name) = name else { return Vec::new() };
         let lists =
             |entry: &Group<'_>| entry.members.split(|byte| *byte == b',').any(|m| m == name);
-        self.groups().filter(lists).map(|entry| entry.gid).collect()
+        self.groups().filter(lists).map(|entry| Gid::from_raw(entry.gid)).collect()
     }
 
     fn passwd(&self) -> impl Iterator<Item = Passwd<'_>> {
@@ -173,7 +204,11 @@ mod tests {
     fn check(spec: &str, ids: (u32, u32), groups: &[u32], entry: Option<[&str; 3]>) {
         let [home, shell] = entry.map_or(["/", "/bin/sh"], |[_, home, shell]| [home, shell]);
         let expect = User {
-            identity: Identity { uid: ids.0, gid: ids.1, groups: groups.to_vec() },
+            identity: Identity {
+                uid: ids.0,
+                gid: ids.1,
+                groups: groups.iter().copied().map(Gid::from_raw).collect(),
+            },
             name: entry.map(|[name, ..]| name.into()),
             home: home.into(),
             shell: shell.into(),

@@ -90,11 +90,21 @@ impl Drain {
     }
 }
 
-/// Returns when `timeout` is over; never without one.
-pub(crate) async fn timed_out(timeout: Option<Duration>) {
-    // A time beyond all clocks is no timeout.
-    match timeout.and_then(|timeout| Instant::now().checked_add(timeout)) {
-        Some(deadline) => sleep_until(deadline).await,
-        None => future::pending().await,
+/// When a command's time is up, counted from the making of its process.
+#[derive(Debug)]
+pub(crate) struct Deadline(Option<Instant>);
+
+impl Deadline {
+    /// `timeout` from now; a time beyond all clocks is no timeout.
+    pub(crate) fn after(timeout: Option<Duration>) -> Self {
+        Self(timeout.and_then(|timeout| Instant::now().checked_add(timeout)))
+    }
+
+    /// Returns at that moment; never without one.
+    pub(crate) async fn passed(&self) {
+        match self.0 {
+            Some(deadline) => sleep_until(deadline).await,
+            None => future::pending().await,
+        }
     }
 }

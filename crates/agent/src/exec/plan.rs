@@ -1,7 +1,6 @@
 //! From a request to everything `execve` needs, or to a typed refusal. Nothing is started here.
 
 use std::ffi::{CStr, CString};
-use std::path::Path;
 
 use libc::c_int;
 use microsandbox_protocol::{
@@ -9,8 +8,9 @@ use microsandbox_protocol::{
 };
 use nix::errno::Errno;
 
-use crate::sys::clone::{CStrings, Identity, SpawnFailed, Step};
-use crate::users::{Accounts, User};
+use crate::exec::child::{StartFailed, Step};
+use crate::sys::clone::CStrings;
+use crate::users::{DEFAULT_USER, User};
 
 /// `PATH` of a command whose sandbox has none: Debian's for root, which every distribution fits in.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -21,17 +21,14 @@ const DEFAULT_TERM: &str = "xterm";
 /// What the agent's own file is called among processes.
 const AGENT: &str = "agentd";
 
-/// User of a command whose sandbox names none.
-const DEFAULT_USER: &str = "root";
-
 /// A command, ready to start.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub program: Candidates,
     pub args: CStrings,
-    pub env: CStrings,
+    pub env: Environment,
     pub cwd: CString,
-    pub user: User,
+    pub who: Who,
     pub rlimits: Vec<(c_int, libc::rlimit64)>,
     /// What a failure names: program, directory, user as requested.
     names: Names,
@@ -46,6 +43,15 @@ pub(crate) enum Candidates {
     Agent,
 }
 
+/// Whom a command runs as.
+#[derive(Debug)]
+pub(crate) enum Who {
+    /// The agent's own operations: root, whatever the guest's files say.
+    Agent,
+    /// To be looked for in the guest's files, which the command does itself.
+    Named(String),
+}
+
 #[derive(Debug)]
 struct Names {
     program: String,
@@ -55,20 +61,18 @@ struct Names {
 }
 
 impl Plan {
-    /// Lays `exec` over `defaults`, with users from the files below `etc`.
+    /// Lays `exec` over `defaults`. No file is looked at.
     ///
     /// # Errors
     /// What was wrong, as it is told to the client.
-    pub(crate) fn new(exec: Exec, defaults: &ExecDefaults, etc: &Path) -> Result<Self, ExecFailed> {
-        let user_spec = exec.user.or_else(|| defaults.user.clone());
-        let user_spec = user_spec.unwrap_or_else(|| DEFAULT_USER.to_owned());
-        let user = find_user(&user_spec, &Accounts::read(etc))?;
-        let env = environment(defaults, exec.env, &user, exec.terminal.is_some())?;
+    pub(crate) fn new(exec: Exec, defaults: &ExecDefaults) -> Result<Self, ExecFailed> {
+        let user = exec.user.or_else(|| defaults.user.clone());
+        let user = user.unwrap_or_else(|| DEFAULT_USER.to_owned());
+        let env = Environment::new(defaults, exec.env, exec.terminal.is_some())?;
         let cwd = exec.cwd.or_else(|| defaults.cwd.clone()).unwrap_or_else(|| "/".to_owned());
         let (name, program) = match exec.program {
             Program::Path(name) => {
-                let path = variable(&env, "PATH").unwrap_or_default();
-                let candidates = candidates(&name, path)?;
+                let candidates = candidates(&name, env.value("PATH").unwrap_or_default())?;
                 (name, candidates)
             }
             Program::SelfTest => (AGENT.to_owned(), Candidates::Agent),
@@ -80,23 +84,17 @@ impl Plan {
         for arg in &exec.args {
             args.push(c_string(arg, "argument")?);
         }
-        let env = env.into_iter().map(|(name, mut value)| {
-            let mut entry = name.into_bytes();
-            entry.push(b'=');
-            entry.append(&mut value);
-            CString::new(entry).map_err(|_| bad_args("environment"))
-        });
         Ok(Self {
             program,
             args: CStrings::new(args),
-            env: CStrings::new(env.collect::<Result<_, _>>()?),
+            env,
             cwd: c_string(&cwd, "working directory")?,
-            user,
+            who: Who::Named(user.clone()),
             rlimits: exec.rlimits.iter().map(rlimit).collect::<Result<_, _>>()?,
             names: Names {
                 program: name,
                 cwd,
-                user: user_spec,
+                user,
                 rlimits: exec.rlimits.iter().map(|limit| limit.resource).collect(),
             },
         })
@@ -112,14 +110,12 @@ impl Plan {
             role.to_owned(),
             c_string(argument, "argument")?,
         ];
-        let identity = Identity { uid: 0, gid: 0, groups: Vec::new() };
-        let nowhere = || b"/".to_vec();
         Ok(Self {
             program: Candidates::Agent,
             args: CStrings::new(args),
-            env: CStrings::new(Vec::new()),
+            env: Environment::default(),
             cwd: CString::from(c"/"),
-            user: User { identity, name: None, home: nowhere(), shell: nowhere() },
+            who: Who::Agent,
             rlimits: Vec::new(),
             names: Names {
                 program: AGENT.to_owned(),
@@ -131,8 +127,8 @@ impl Plan {
     }
 
     /// What the client is told when the child could not get as far as its program.
-    pub(crate) fn explain(&self, failed: SpawnFailed) -> ExecFailed {
-        let SpawnFailed { step, errno } = failed;
+    pub(crate) fn explain(&self, failed: StartFailed) -> ExecFailed {
+        let StartFailed { step, errno } = failed;
         let by_errno = match errno {
             Errno::EAGAIN | Errno::EMFILE | Errno::ENFILE => ExecFailure::ResourceLimit,
             Errno::ENOMEM => ExecFailure::OutOfMemory,
@@ -142,7 +138,7 @@ impl Plan {
             Step::Clone | Step::Session | Step::Stdio => (by_errno, self.names.program.clone()),
             Step::Terminal => (ExecFailure::Terminal, "terminal".to_owned()),
             Step::Limit(index) => {
-                let name = self.names.rlimits.get(index);
+                let name = self.names.rlimits.get(usize::from(index));
                 (
                     ExecFailure::ResourceLimit,
                     name.map(|name| format!("{name:?}")).unwrap_or_default(),
@@ -165,53 +161,72 @@ impl Plan {
     }
 }
 
-fn find_user(spec: &str, accounts: &Accounts) -> Result<User, ExecFailed> {
-    let missing = ExecFailed { failure: ExecFailure::BadUser, errno: 0, object: spec.to_owned() };
-    accounts.find(spec).or_else(|_| match spec {
-        // An image without any accounts still has a root.
-        DEFAULT_USER => accounts.find("0").map_err(|_| missing),
-        _ => Err(missing),
-    })
-}
-
 /// One environment: the sandbox's, the command's over it, and what login programs set where neither
-/// says anything.
-fn environment(
-    defaults: &ExecDefaults,
-    own: Vec<(String, String)>,
-    user: &User,
-    on_terminal: bool,
-) -> Result<Vec<(String, Vec<u8>)>, ExecFailed> {
-    let mut env: Vec<(String, Vec<u8>)> = Vec::new();
-    for (name, value) in defaults.env.iter().cloned().chain(own) {
-        if name.is_empty() || name.contains('=') {
-            return Err(bad_args("environment"));
-        }
-        match env.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, known)) => *known = value.into_bytes(),
-            None => env.push((name, value.into_bytes())),
-        }
-    }
-    let mut add = |name: &str, value: &[u8]| {
-        if variable(&env, name).is_none() {
-            env.push((name.to_owned(), value.to_vec()));
-        }
-    };
-    add("PATH", DEFAULT_PATH.as_bytes());
-    add("HOME", &user.home);
-    if let Some(name) = &user.name {
-        add("USER", name);
-        add("LOGNAME", name);
-        add("SHELL", &user.shell);
-    }
-    if on_terminal {
-        add("TERM", DEFAULT_TERM.as_bytes());
-    }
-    Ok(env)
+/// says anything. The agent's own file gets none at all.
+#[derive(Debug, Default)]
+pub(crate) struct Environment {
+    variables: Vec<(String, Vec<u8>)>,
+    /// What the user's entry says is added.
+    of_login: bool,
 }
 
-fn variable<'a>(env: &'a [(String, Vec<u8>)], name: &str) -> Option<&'a [u8]> {
-    env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_slice())
+impl Environment {
+    fn new(
+        defaults: &ExecDefaults,
+        own: Vec<(String, String)>,
+        on_terminal: bool,
+    ) -> Result<Self, ExecFailed> {
+        let mut env = Self { variables: Vec::new(), of_login: true };
+        for (name, value) in defaults.env.iter().cloned().chain(own) {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return Err(bad_args("environment"));
+            }
+            match env.variables.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, known)) => *known = value.into_bytes(),
+                None => env.variables.push((name, value.into_bytes())),
+            }
+        }
+        env.add("PATH", DEFAULT_PATH.as_bytes());
+        if on_terminal {
+            env.add("TERM", DEFAULT_TERM.as_bytes());
+        }
+        Ok(env)
+    }
+
+    /// The environment of a command that runs as `user`, as `execve` takes it.
+    ///
+    /// # Errors
+    /// `EINVAL`: the user's entry has a NUL byte.
+    pub(crate) fn of(&self, user: &User) -> Result<CStrings, Errno> {
+        let mut env = Self { variables: self.variables.clone(), of_login: false };
+        if self.of_login {
+            env.add("HOME", &user.home);
+        }
+        if let Some(name) = user.name.as_ref().filter(|_| self.of_login) {
+            env.add("USER", name);
+            env.add("LOGNAME", name);
+            env.add("SHELL", &user.shell);
+        }
+        let entry = |(name, mut value): (String, Vec<u8>)| {
+            let mut entry = name.into_bytes();
+            entry.push(b'=');
+            entry.append(&mut value);
+            CString::new(entry).map_err(|_| Errno::EINVAL)
+        };
+        let entries = env.variables.into_iter().map(entry).collect::<Result<_, _>>()?;
+        Ok(CStrings::new(entries))
+    }
+
+    fn value(&self, name: &str) -> Option<&[u8]> {
+        let found = self.variables.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_slice())
+    }
+
+    fn add(&mut self, name: &str, value: &[u8]) {
+        if self.value(name).is_none() {
+            self.variables.push((name.to_owned(), value.to_vec()));
+        }
+    }
 }
 
 /// The paths `name` may mean, as `execvp(3)` looks for it.

@@ -1,8 +1,9 @@
 //! One command from its start to its last frame.
 //!
 //! ```text
-//!  start ──▶ running ──leader ended──▶ draining ──outputs ended or 50 ms──▶ account, ExecExited
-//!                └──timeout──▶ all its processes killed ──▶ (leader ended)
+//!  starting ──▶ running ──leader ended──▶ draining ──outputs ended or 50 ms──▶ account, ExecExited
+//!    │  └─────────────┴──timeout──▶ all its processes killed ──▶ (leader ended)
+//!    └──▶ ExecFailed
 //! ```
 //!
 //! The task that runs [`Session::run`] owns these states; the engine only hands in what the client
@@ -13,7 +14,6 @@ use std::future;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use microsandbox_protocol::{ExecExited, Kind, StreamId, TerminalSize, WindowExceeded};
@@ -24,7 +24,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use crate::cgroup::{Account, Cgroup};
-use crate::exec::flow::{Drain, OutputCredit, timed_out};
+use crate::exec::child::{StartFailed, Starting};
+use crate::exec::flow::{Deadline, Drain, OutputCredit};
 use crate::exec::input::{Input, Sink};
 use crate::exec::output::{Destination, Output};
 use crate::exec::stdio::Ours;
@@ -36,7 +37,7 @@ use crate::sys::process::Ended;
 #[derive(Debug)]
 pub(crate) struct Session {
     pub stream: StreamId,
-    pub family: Family,
+    pub family: Rc<Family>,
     pub credit: OutputCredit,
     pub input: Option<Input>,
     pub terminal: Option<Rc<AsyncFd<OwnedFd>>>,
@@ -64,7 +65,7 @@ impl Session {
         &self,
         ours: Ours,
         ended: oneshot::Receiver<Ended>,
-        timeout: Option<Duration>,
+        deadline: &Deadline,
         outbox: &Outbox,
     ) -> ExecExited {
         let drain = Drain::default();
@@ -72,7 +73,7 @@ impl Session {
         let to = Destination::Client { stream: self.stream, credit: &self.credit, outbox };
         let input = self.feed(stdin, outbox);
         let outputs = collect(&stdout, stderr.as_ref(), to, &drain);
-        until_end(&self.family, (ended, timeout), (input, outputs), &drain).await
+        until_end(&self.family, (ended, deadline), (input, outputs), &drain).await
     }
 
     async fn feed(&self, pipe: Option<AsyncFd<OwnedFd>>, outbox: &Outbox) {
@@ -86,30 +87,49 @@ impl Session {
     }
 }
 
+/// Waits until the program runs; one that does not within its time is killed, which ends it as a
+/// command that has begun.
+///
+/// # Errors
+/// Why there is no program to run.
+pub(crate) async fn started(
+    starting: Starting,
+    family: &Family,
+    deadline: &Deadline,
+) -> Result<(), StartFailed> {
+    let mut outcome = pin!(starting.outcome());
+    tokio::select! {
+        biased;
+        outcome = &mut outcome => return outcome,
+        () = deadline.passed() => family.expire(),
+    }
+    outcome.await
+}
+
 /// Moves output of a detached job into its record until the job has ended, then tells how.
 pub(crate) async fn run_detached(
     record: &JobRecord,
     ours: Ours,
     ended: oneshot::Receiver<Ended>,
-    timeout: Option<Duration>,
+    deadline: &Deadline,
 ) -> ExecExited {
     let drain = Drain::default();
     let Ours { stdout, stderr, .. } = ours;
     let outputs = collect(&stdout, stderr.as_ref(), Destination::Record(record), &drain);
-    until_end(record.family(), (ended, timeout), (future::ready(()), outputs), &drain).await
+    until_end(record.family(), (ended, deadline), (future::ready(()), outputs), &drain).await
 }
 
 /// Lets input and outputs go on until the command has ended and its output is taken.
 async fn until_end(
     family: &Family,
-    (ended, timeout): (oneshot::Receiver<Ended>, Option<Duration>),
+    (ended, deadline): (oneshot::Receiver<Ended>, &Deadline),
     (input, outputs): (impl Future<Output = ()>, impl Future<Output = ()>),
     drain: &Drain,
 ) -> ExecExited {
     let (mut input, mut outputs) = (pin!(input), pin!(outputs));
     let mut ended = pin!(ended);
-    let mut timeout = pin!(timed_out(timeout));
-    let (mut leader, mut fed, mut collected, mut overdue) = (None, false, false, false);
+    let mut timeout = pin!(deadline.passed());
+    let (mut leader, mut fed, mut collected) = (None, false, false);
     while leader.is_none() || !collected {
         tokio::select! {
             biased;
@@ -120,17 +140,14 @@ async fn until_end(
             }
             () = &mut outputs, if !collected => collected = true,
             () = &mut input, if !fed => fed = true,
-            () = &mut timeout, if leader.is_none() && !overdue => {
-                overdue = true;
-                family.kill_all();
-            }
+            () = &mut timeout, if leader.is_none() && !family.is_expired() => family.expire(),
         }
     }
     let Some(leader) = leader else { unreachable!("the loop ends with it") };
     let account = family.account(&leader);
     ExecExited {
         status: leader.status,
-        timed_out: overdue,
+        timed_out: family.is_expired(),
         out_of_memory: account.out_of_memory,
         usage: account.usage,
     }
@@ -156,6 +173,8 @@ pub(crate) struct Family {
     /// First process, leader of its session and process group.
     leader: Pid,
     leader_alive: Cell<bool>,
+    /// It was killed because its time was up.
+    expired: Cell<bool>,
     /// None where the agent is no PID 1 and has no groups to give.
     cgroup: Option<Cgroup>,
 }
@@ -163,7 +182,7 @@ pub(crate) struct Family {
 impl Family {
     /// The family of a process that has just been started.
     pub(crate) const fn new(leader: Pid, cgroup: Option<Cgroup>) -> Self {
-        Self { leader, leader_alive: Cell::new(true), cgroup }
+        Self { leader, leader_alive: Cell::new(true), expired: Cell::new(false), cgroup }
     }
 
     /// Sends `signal` to the process group, as a terminal would. One that no process can answer
@@ -184,17 +203,30 @@ impl Family {
         if !self.leader_alive.get() {
             return Err(Errno::ESRCH);
         }
-        killpg(self.leader, signal)
+        match killpg(self.leader, signal) {
+            // It is just being made and leads no group yet.
+            Err(Errno::ESRCH) => kill(self.leader, signal),
+            done => done,
+        }
     }
 
     /// Kills every process the command has started, however deep.
     pub(crate) fn kill_all(&self) {
         let killed = self.cgroup.as_ref().map_or(Err(Errno::ENOTSUP), Cgroup::kill);
-        if killed.is_err() && self.signal_group(Signal::SIGKILL).is_err() && self.leader_alive.get()
-        {
-            // Its group may be another's already; nothing more can be done if this fails.
-            let _ = kill(self.leader, Signal::SIGKILL);
+        if killed.is_err() {
+            // ESRCH: it has ended. Nothing more can be done if anything else fails.
+            let _ = self.signal_group(Signal::SIGKILL);
         }
+    }
+
+    /// Kills all of it because its time is up.
+    fn expire(&self) {
+        self.expired.set(true);
+        self.kill_all();
+    }
+
+    const fn is_expired(&self) -> bool {
+        self.expired.get()
     }
 
     fn leader_ended(&self) {

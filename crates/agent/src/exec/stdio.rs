@@ -5,10 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use microsandbox_protocol::{StdinMode, TerminalSize};
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
-use nix::unistd::{Gid, Uid, fchown, pipe2};
+use nix::unistd::pipe2;
 use tokio::io::unix::AsyncFd;
 
 use crate::sys::device;
@@ -42,17 +41,9 @@ impl Theirs {
         [stdin, self.stdout.as_fd(), stderr.as_fd()]
     }
 
-    /// Gives them to the user the command runs as: `/dev/stdout` and the like are opened anew, with
-    /// that user's rights.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub(crate) fn give_to(&self, uid: u32) -> Result<(), Errno> {
-        let owned = [self.stdin.as_ref(), Some(&self.stdout), self.stderr.as_ref()];
-        for fd in owned.into_iter().flatten() {
-            fchown(fd, Some(Uid::from_raw(uid)), None::<Gid>)?;
-        }
-        Ok(())
+    /// Whether standard input is the command's own.
+    pub(crate) const fn has_stdin(&self) -> bool {
+        self.stdin.is_some()
     }
 }
 
@@ -91,8 +82,12 @@ pub(crate) fn terminal(size: TerminalSize) -> io::Result<(Ours, Theirs)> {
     Ok((ours, Theirs { stdin, stdout: terminal, stderr: None }))
 }
 
-/// The flag belongs to this end alone: the command's end goes on blocking, as programs expect.
-fn never_blocking(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+/// Has this end of a pipe never block. The flag belongs to it alone: the command's end goes on
+/// blocking, as programs expect.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn never_blocking(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     watch(fd)
 }

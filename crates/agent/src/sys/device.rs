@@ -87,6 +87,16 @@ pub(crate) fn open_terminal(master: impl AsFd) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Makes a terminal the controlling one of this session; steals it from nobody.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn take_terminal(terminal: impl AsFd) -> Result<(), Errno> {
+    let (terminal, steal): (_, c_int) = (terminal.as_fd().as_raw_fd(), 0);
+    // SAFETY: takes an integer.
+    Errno::result(unsafe { libc::ioctl(terminal, ioctl(libc::TIOCSCTTY), steal) }).map(drop)
+}
+
 /// Tells a terminal its size; its foreground processes get `SIGWINCH` when it is another.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ mod kills;
 mod lifecycle;
 mod limits;
 mod metrics;
+mod stuck;
 
 use std::{
     fs,
@@ -79,6 +80,7 @@ fn trials() -> Vec<Trial> {
         lifecycle::trials(),
         limits::trials(),
         metrics::trials(),
+        stuck::trials(),
     ];
     trials.into_iter().flatten().collect()
 }
