@@ -10,7 +10,7 @@ use std::{
 };
 
 fn main() {
-    println!("cargo:rerun-if-changed=src");
+    println!("cargo::rerun-if-changed=src");
     let mut files = Vec::new();
     list(Path::new("src"), &mut files);
     files.sort();
@@ -19,7 +19,7 @@ fn main() {
         let text = fs::read(file).expect("a source file can be read");
         fnv(fnv(digest, name.as_bytes()), &text)
     });
-    println!("cargo:rustc-env=MSB_BUILD={}+{digest:016x}", env!("CARGO_PKG_VERSION"));
+    println!("cargo::rustc-env=MSB_BUILD={}+{digest:016x}", env!("CARGO_PKG_VERSION"));
 }
 
 fn list(folder: &Path, files: &mut Vec<PathBuf>) {

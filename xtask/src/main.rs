@@ -23,6 +23,7 @@ mod initramfs;
 mod kernel;
 mod load;
 mod oci;
+mod one_file;
 mod process;
 mod quickstart;
 mod setup;

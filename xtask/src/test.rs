@@ -15,7 +15,7 @@ use crate::{
     cache,
     cli::{SetupOptions, TestOptions},
     debian::{self, Package},
-    digest, env, fixtures,
+    digest, env, fixtures, one_file,
     process::{self, Tool},
     setup, terminal, workspace,
 };
@@ -48,7 +48,8 @@ pub(crate) fn run(options: &TestOptions) -> Result<()> {
         return Ok(());
     }
     let mut arguments = options.arguments.clone();
-    if arguments.is_empty() {
+    let everything = arguments.is_empty();
+    if everything {
         arguments.extend(["--workspace", "--features", STOP_POINTS].map(str::to_owned));
     }
     terminal::step(format_args!("cargo test --release {}", arguments.join(" ")));
@@ -56,7 +57,9 @@ pub(crate) fn run(options: &TestOptions) -> Result<()> {
     for (name, value) in &variables {
         cargo = cargo.env(name, value);
     }
-    cargo.in_dir(workspace::root()).run()
+    cargo.in_dir(workspace::root()).run()?;
+    let [(_, guest), ..] = &variables;
+    if everything { one_file::run(guest) } else { Ok(()) }
 }
 
 /// Installs tools, makes images and the guest, and says how tests find them.

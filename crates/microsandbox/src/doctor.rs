@@ -58,7 +58,7 @@ pub fn examine() -> MicrosandboxResult<Vec<Check>> {
         Check::warn("kvm", probe.detail.clone(), kvm_remedy(&probe.detail))
     });
     checks.push(check_qemu(&home, probe.works));
-    let guest = home.guest();
+    let guest = home.guest()?;
     for (name, path) in [("guest kernel", &guest.kernel), ("guest initramfs", &guest.initramfs)] {
         let remedy = || Some("cargo xtask setup".to_owned());
         checks.push(if path.is_file() {

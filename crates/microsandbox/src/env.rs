@@ -12,6 +12,9 @@
 //! | `MSB_INSECURE_REGISTRIES` | registries without encryption or a valid certificate, with commas between | none |
 //! | `MSB_CA_CERTS` | files with certificates of authorities (PEM), with colons between | none |
 //! | `HOME`, `PATH` | as everywhere | |
+//!
+//! `MSB_EMBED_GUEST` is read while a program with the feature `embed-guest` is built: the directory of
+//! the guest that it is to carry.
 
 use std::ffi::OsString;
 

@@ -8,8 +8,8 @@ use std::{
 use microsandbox_db::Catalogue;
 use microsandbox_image::ImageStore;
 use microsandbox_runtime::{
-    Accel, Guest, KvmProbe, Program, SandboxDir, SelectedVmm, VmmChoice, find_qemu, host_tsc_khz,
-    own_program, probe_kvm, select_vmm,
+    Accel, Guest, GuestStore, KvmProbe, Program, SandboxDir, SelectedVmm, VmmChoice, find_qemu,
+    host_tsc_khz, own_program, probe_kvm, select_vmm,
 };
 
 use crate::{
@@ -80,13 +80,18 @@ impl Home {
         Ok(SandboxDir::new(self.sandboxes_path().join(name)))
     }
 
-    /// The guest that `guest/current` names, with the kernel that `MSB_KERNEL` names, if it does.
-    pub(crate) fn guest(&self) -> Guest {
-        let builds = self.root.join("guest");
-        let current = fs::read_to_string(builds.join("current")).unwrap_or_default();
-        let build = builds.join(current.trim());
-        let kernel = self.kernel.clone().unwrap_or_else(|| build.join("vmlinux"));
-        Guest { kernel, initramfs: build.join("initramfs.cpio") }
+    /// The guest to boot: the one that this program carries, unpacked if need be, else the one that
+    /// `guest/current` names; with the kernel that `MSB_KERNEL` names, if it does.
+    ///
+    /// Blocks while it is unpacked.
+    pub(crate) fn guest(&self) -> MicrosandboxResult<Guest> {
+        let builds = GuestStore::at(self.root.join("guest"));
+        #[cfg(feature = "embed-guest")]
+        let guest = builds.unpack(&crate::carried::GUEST)?;
+        #[cfg(not(feature = "embed-guest"))]
+        let guest = builds.current();
+        let kernel = self.kernel.clone().unwrap_or(guest.kernel);
+        Ok(Guest { kernel, initramfs: guest.initramfs })
     }
 
     /// The program that supervises sandboxes: this one if it can, else an installed `msb`.
@@ -122,7 +127,8 @@ impl Home {
 
     /// What a sandbox of this home runs with, checked before anything is made.
     pub(crate) async fn machinery(&self) -> MicrosandboxResult<Machinery> {
-        let guest = self.guest();
+        let home = self.clone();
+        let guest = on_thread("find-guest", move || home.guest()).await?;
         guest.check()?;
         let program = self.program()?;
         let (home, probing) = (self.clone(), program.clone());

@@ -29,6 +29,8 @@ pub mod reexec;
 
 mod attach;
 mod builder;
+#[cfg(feature = "embed-guest")]
+mod carried;
 mod config;
 mod create;
 mod detach;

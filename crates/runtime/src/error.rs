@@ -21,6 +21,12 @@ pub enum Error {
         /// How it ended.
         record: Box<ExitRecord>,
     },
+    /// The guest that this program carries has other bytes than it was built with.
+    #[error("unpack the guest that this program carries to {}: it is damaged", path.display())]
+    CarriedGuest {
+        /// Where it was to go; removed again.
+        path: PathBuf,
+    },
     /// The link to a sandbox closed while an answer was due.
     #[error("hear from the sandbox: its link closed during {during}")]
     Closed {
@@ -162,6 +168,9 @@ impl Error {
     /// What the user can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::CarriedGuest { .. } => {
+                Some("build this program again, or get another copy of it".into())
+            }
             Self::Locked { .. } => {
                 Some("stop the sandbox first, or wait for the other command".into())
             }

@@ -14,6 +14,7 @@
 mod client;
 mod error;
 mod exec_log;
+mod guest;
 mod handover;
 mod host_usage;
 mod launch;
@@ -38,12 +39,15 @@ pub use client::{
 };
 pub use error::{Error, Result};
 pub use exec_log::{ExecContent, ExecLogReader, ExecRecord};
+#[cfg(feature = "embed-guest")]
+pub use guest::carried::{CarriedFile, CarriedGuest};
+pub use guest::{Guest, GuestStore};
 pub use handover::BUILD;
 pub use host_usage::HostUsage;
 pub use launch::{Launched, Owner, launch};
 pub use lock::SandboxLock;
 pub use log_watch::LogWatch;
-pub use orders::{Guest, LaunchConfig};
+pub use orders::LaunchConfig;
 pub use program::Program;
 pub use record::{BootStep, BootTimes, EndReason, ExitRecord, RunRecord, VmmExit};
 pub use role::{init, own_program};

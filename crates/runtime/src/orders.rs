@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use microsandbox_protocol::ExecDefaults;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ExitRecord, Result, RunRecord, SelectedVmm};
+use crate::{ExitRecord, Guest, RunRecord, SelectedVmm};
 
 /// Everything a supervisor needs to know, in one plain value.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -44,30 +44,6 @@ pub struct LaunchConfig {
     pub asked_at_us: u64,
     /// Directives for the supervisor's log, as `RUST_LOG` has them.
     pub log: String,
-}
-
-/// The files a guest boots from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Guest {
-    /// Uncompressed ELF kernel with a PVH entry.
-    pub kernel: PathBuf,
-    /// newc archive with the agent as `/init`.
-    pub initramfs: PathBuf,
-}
-
-impl Guest {
-    /// Says which file is missing, if one is.
-    ///
-    /// # Errors
-    /// [`Error::MissingGuest`].
-    pub fn check(&self) -> Result<()> {
-        for (what, path) in [("kernel", &self.kernel), ("initramfs", &self.initramfs)] {
-            if !path.is_file() {
-                return Err(Error::MissingGuest { what, path: path.clone() });
-            }
-        }
-        Ok(())
-    }
 }
 
 /// What the supervisor tells its launcher, one line of JSON each.

@@ -149,7 +149,7 @@ fn refusal_of(program: &Program) -> Result<Error> {
     let runtime = tokio::runtime::Runtime::new()?;
     let launched = runtime.block_on(launch(program, &orders, lock));
     ensure!(!dir.is_held()?, "the lock is held after the refusal");
-    Ok(launched.err().context("it was launched")?)
+    launched.err().context("it was launched")
 }
 
 /// A copy of this program whose name of its build was changed, as that of any other build is.
