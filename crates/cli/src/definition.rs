@@ -1,7 +1,7 @@
 //! What `run` and `create` take to define a sandbox.
 
 use clap::{Args, ValueEnum};
-use microsandbox::{Mebibytes, PullPolicy, Sandbox, SandboxConfig};
+use microsandbox::{BootMode, Mebibytes, PullPolicy, Sandbox, SandboxConfig};
 
 use crate::values::{self, Variable};
 
@@ -34,6 +34,9 @@ pub(crate) struct Definition {
     /// Stop it when it has run for this time, such as 2h
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     max_duration: Option<u64>,
+    /// Boot it from the beginning, not from a template of its machine
+    #[arg(long)]
+    cold: bool,
     /// Host name [default: the sandbox's name]
     #[arg(long)]
     hostname: Option<String>,
@@ -95,6 +98,9 @@ impl Definition {
         }
         if let Some(seconds) = self.max_duration {
             builder = builder.max_duration(seconds);
+        }
+        if self.cold {
+            builder = builder.boot(BootMode::Cold);
         }
         if let Some(hostname) = self.hostname {
             builder = builder.hostname(hostname);

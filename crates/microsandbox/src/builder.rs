@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use crate::{
-    IntoImage, Mebibytes, MicrosandboxResult, PullPolicy, RootfsSource, Sandbox, SandboxConfig,
+    BootMode, IntoImage, Mebibytes, MicrosandboxResult, PullPolicy, RootfsSource, Sandbox,
+    SandboxConfig,
     create::{self, Mode, PullProgressHandle},
 };
 
@@ -123,6 +124,12 @@ impl SandboxBuilder {
     /// Removes the sandbox when its run ends.
     pub fn ephemeral(mut self, ephemeral: bool) -> Self {
         self.config.ephemeral = ephemeral;
+        self
+    }
+
+    /// What its machine begins as, whatever `MSB_BOOT` says.
+    pub fn boot(mut self, mode: BootMode) -> Self {
+        self.config.boot = Some(mode);
         self
     }
 

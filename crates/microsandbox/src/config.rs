@@ -41,6 +41,8 @@ pub struct SandboxConfig {
     pub pull_policy: PullPolicy,
     /// Remove the sandbox when its run ends.
     pub ephemeral: bool,
+    /// What its machine begins as; none: as `MSB_BOOT` says, else from a template.
+    pub boot: Option<BootMode>,
     /// When it ends by itself.
     pub policy: SandboxPolicy,
     /// Digest of the manifest the sandbox was made from; set when it is created.
@@ -80,6 +82,7 @@ impl Default for SandboxConfig {
             labels: BTreeMap::new(),
             pull_policy: PullPolicy::default(),
             ephemeral: false,
+            boot: None,
             policy: SandboxPolicy::default(),
             manifest_digest: None,
             replace_existing: false,
@@ -168,6 +171,17 @@ pub struct SandboxPolicy {
     pub max_duration_secs: Option<u64>,
     /// Time in which nothing is under way in it: no command, no terminal, no file transfer.
     pub idle_timeout_secs: Option<u64>,
+}
+
+/// What the machine of a sandbox begins as.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BootMode {
+    /// Powered off: it boots from the beginning, every time.
+    Cold,
+    /// A copy of a machine that has booted already, where there is one.
+    #[default]
+    Template,
 }
 
 /// Where a root file system comes from.

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    MicrosandboxError, MicrosandboxResult, Sandbox, SandboxConfig, SandboxHandle,
+    BootMode, MicrosandboxError, MicrosandboxResult, Sandbox, SandboxConfig, SandboxHandle,
     config::STOP_TIMEOUT,
     history,
     home::{Home, Machinery},
@@ -199,6 +199,11 @@ async fn boot(
         guest: machinery.guest.clone(),
         lower: image.disk().to_owned(),
         vmm: machinery.vmm.clone(),
+        templates: match config.boot.unwrap_or(machinery.boot) {
+            BootMode::Cold => None,
+            BootMode::Template => Some(machinery.templates.clone()),
+        },
+        digests: machinery.digests.clone(),
         hostname: config
             .hostname
             .clone()

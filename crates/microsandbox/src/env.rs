@@ -5,6 +5,7 @@
 //! | `MSB_HOME` | directory of all state | `~/.microsandbox` |
 //! | `MSB_PATH` | the `msb` that supervises sandboxes of programs without [`crate::reexec::init`] | looked for |
 //! | `MSB_VMM` | `auto`, `libkrun` or `qemu` | `auto` |
+//! | `MSB_BOOT` | `template`, or `cold`: machines do not go on from templates | `template` |
 //! | `MSB_KERNEL` | guest kernel to boot, an uncompressed ELF | the installed one |
 //! | `MSB_LOG` | log directives, as `RUST_LOG` has them | `warn` |
 //! | `MSB_OFFLINE` | `1`: pulls never touch the network | `0` |
@@ -24,6 +25,8 @@ pub const MSB_HOME: &str = "MSB_HOME";
 pub const MSB_PATH: &str = "MSB_PATH";
 /// Which VMM to use.
 pub const MSB_VMM: &str = "MSB_VMM";
+/// Whether machines go on from templates.
+pub const MSB_BOOT: &str = "MSB_BOOT";
 /// Guest kernel to boot.
 pub const MSB_KERNEL: &str = "MSB_KERNEL";
 /// Log directives.

@@ -4,7 +4,9 @@ use std::{path::PathBuf, time::Duration};
 
 use chrono::{DateTime, Utc};
 use microsandbox_db::SandboxRow;
-use microsandbox_runtime::{Accel, AgentClient, BootTimes, EndReason, SandboxDir, VmmKind, step};
+use microsandbox_runtime::{
+    Accel, AgentClient, BootTimes, EndReason, Origin, SandboxDir, VmmKind, step,
+};
 
 use crate::{
     LogEntry, LogOptions, LogSource, LogStream, LogStreamOptions, MicrosandboxError,
@@ -40,6 +42,8 @@ pub struct RunInfo {
     pub accel: Accel,
     /// When it began.
     pub started_at: DateTime<Utc>,
+    /// What the machine began as, once that was decided.
+    pub origin: Option<Origin>,
     /// Host times of the boot.
     pub boot: BootTimes,
     /// `uname -r` of the guest, once it was up.
@@ -140,6 +144,7 @@ impl SandboxHandle {
             vmm: run.vmm,
             accel: run.accel,
             started_at: run.started_at,
+            origin: run.origin,
             boot: run.boot,
             kernel_release: run.guest.map(|guest| guest.kernel_release),
             end,

@@ -13,7 +13,8 @@ use microsandbox_runtime::{
 };
 
 use crate::{
-    MicrosandboxError, MicrosandboxResult, env, names::validate_sandbox_name, thread::on_thread,
+    BootMode, MicrosandboxError, MicrosandboxResult, env, names::validate_sandbox_name,
+    thread::on_thread,
 };
 
 /// One home and the settings of this process. Making one does no I/O but reading the environment.
@@ -21,6 +22,7 @@ use crate::{
 pub(crate) struct Home {
     root: PathBuf,
     vmm: VmmChoice,
+    boot: BootMode,
     kernel: Option<PathBuf>,
     log: String,
 }
@@ -42,9 +44,16 @@ impl Home {
                 return Err(invalid(format!("MSB_VMM is {other:?}, not auto, libkrun or qemu")));
             }
         };
+        let boot = match env::read_text(env::MSB_BOOT).as_deref() {
+            None | Some("template") => BootMode::Template,
+            Some("cold") => BootMode::Cold,
+            Some(other) => {
+                return Err(invalid(format!("MSB_BOOT is {other:?}, not cold or template")));
+            }
+        };
         let kernel = env::read(env::MSB_KERNEL).map(PathBuf::from).map(absolute).transpose()?;
         let log = env::read_text(env::MSB_LOG).unwrap_or_else(|| "warn".into());
-        Ok(Self { root, vmm, kernel, log })
+        Ok(Self { root, vmm, boot, kernel, log })
     }
 
     /// The directory of all state.
@@ -144,7 +153,15 @@ impl Home {
             let measure = move || Ok::<_, MicrosandboxError>(host_tsc_khz(&cache));
             vmm.tsc_khz = on_thread("measure-tsc", measure).await?;
         }
-        Ok(Machinery { program, guest, vmm, log: self.log.clone() })
+        Ok(Machinery {
+            program,
+            guest,
+            vmm,
+            boot: self.boot,
+            templates: self.root.join("templates"),
+            digests: self.root.join("digests.json"),
+            log: self.log.clone(),
+        })
     }
 
     /// What `auto` or the user's wish comes to.
@@ -171,6 +188,12 @@ pub(crate) struct Machinery {
     pub(crate) program: Program,
     pub(crate) guest: Guest,
     pub(crate) vmm: SelectedVmm,
+    /// What machines begin as where their definition does not say.
+    pub(crate) boot: BootMode,
+    /// Folder of the templates.
+    pub(crate) templates: PathBuf,
+    /// File that remembers digests of kernel, agent and VMM.
+    pub(crate) digests: PathBuf,
     /// Directives for the supervisor's log.
     pub(crate) log: String,
 }

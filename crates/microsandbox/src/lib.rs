@@ -51,8 +51,8 @@ mod thread;
 pub use attach::{AttachEnd, AttachOptionsBuilder};
 pub use builder::SandboxBuilder;
 pub use config::{
-    IntoImage, Mebibytes, OciRootfsSource, PullPolicy, RootfsSource, SandboxConfig, SandboxPolicy,
-    SizeExt,
+    BootMode, IntoImage, Mebibytes, OciRootfsSource, PullPolicy, RootfsSource, SandboxConfig,
+    SandboxPolicy, SizeExt,
 };
 pub use create::PullProgressHandle;
 pub use error::{
@@ -74,7 +74,9 @@ pub use logs::{LogEntry, LogOptions, LogSource, LogStream, LogStreamOptions};
 pub use metrics::{SandboxMetrics, all_sandbox_metrics};
 pub use microsandbox_archive::Error as ArchiveError;
 pub use microsandbox_image::{Progress, PullProgress, Reference};
-pub use microsandbox_runtime::{Accel, BootTimes, EndReason, VmmChoice, VmmKind};
+pub use microsandbox_runtime::{
+    Accel, BootTimes, ColdReason, EndReason, Origin, VmmChoice, VmmKind,
+};
 pub use names::{MAX_HOSTNAME_BYTES, MAX_SANDBOX_NAME_BYTES, validate_sandbox_name};
 pub use sandbox::{Sandbox, SandboxStopResult};
 pub use status::SandboxStatus;

@@ -72,6 +72,7 @@ mod tests {
             accel: Accel::Tcg,
             started_at: Utc::now(),
             ready_at: ready.then(Utc::now),
+            origin: None,
             boot: BootTimes::default(),
             guest: None,
             stopping,

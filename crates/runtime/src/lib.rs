@@ -11,6 +11,7 @@
 //! Configuration and descriptors travel over the inherited socket, never in argv or environment.
 //! Nothing here knows of images, databases or names outside one sandbox's directory.
 
+mod checkpoint;
 mod client;
 mod error;
 mod exec_log;
@@ -30,8 +31,10 @@ mod self_test;
 pub mod step;
 mod supervisor;
 mod sys;
+mod template;
 mod vmm;
 
+pub use checkpoint::{Checkpoint, CheckpointError, Shape};
 pub use client::{
     AgentClient, ExecStream, ExecUpdate, StdinWriter,
     files::FileStream,
@@ -49,7 +52,9 @@ pub use lock::SandboxLock;
 pub use log_watch::LogWatch;
 pub use orders::LaunchConfig;
 pub use program::Program;
-pub use record::{BootStep, BootTimes, EndReason, ExitRecord, RunRecord, VmmExit};
+pub use record::{
+    BootStep, BootTimes, ColdReason, EndReason, ExitRecord, Origin, RunRecord, VmmExit,
+};
 pub use role::{init, own_program};
 pub use sandbox_dir::SandboxDir;
 pub use sys::watch_readable;

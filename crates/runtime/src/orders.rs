@@ -26,6 +26,10 @@ pub struct LaunchConfig {
     pub lower: PathBuf,
     /// Which VMM, and how.
     pub vmm: SelectedVmm,
+    /// Folder of the templates; none: the machine boots from the beginning.
+    pub templates: Option<PathBuf>,
+    /// File that remembers digests of the guest's and the VMM's files.
+    pub digests: PathBuf,
     /// Name of the machine.
     pub hostname: String,
     /// Where commands begin.

@@ -15,6 +15,8 @@ use std::{
 /// What a process of this crate is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
+    /// Builds a template.
+    Builder,
     /// Finds out whether KVM runs guest code.
     Probe,
     /// Owns one sandbox's life.
@@ -24,11 +26,12 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    pub(crate) const ALL: [Self; 3] = [Self::Probe, Self::Supervisor, Self::Vmm];
+    pub(crate) const ALL: [Self; 4] = [Self::Builder, Self::Probe, Self::Supervisor, Self::Vmm];
 
     /// The `argv[0]` that selects the role, also what `ps` shows.
     pub(crate) const fn argv0(self) -> &'static str {
         match self {
+            Self::Builder => "msb-builder",
             Self::Probe => "msb-probe",
             Self::Supervisor => "msb-supervisor",
             Self::Vmm => "msb-vmm",

@@ -27,6 +27,9 @@ pub struct RunRecord {
     pub started_at: DateTime<Utc>,
     /// When the guest took commands.
     pub ready_at: Option<DateTime<Utc>>,
+    /// What its machine began as; none until that was decided.
+    #[serde(default)]
+    pub origin: Option<Origin>,
     /// Host times of the boot.
     pub boot: BootTimes,
     /// What the guest said of itself.
@@ -48,6 +51,42 @@ pub struct BootTimes {
     pub agent_ready_us: u64,
     /// An exec had gone all the way and back.
     pub ready_us: u64,
+}
+
+/// What the machine of a run began as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+#[non_exhaustive]
+pub enum Origin {
+    /// It booted from the beginning.
+    Cold {
+        /// Why it did not go on from a template.
+        #[serde(flatten)]
+        why: ColdReason,
+    },
+    /// It went on from a template of its shape.
+    Template {
+        /// Names the shape.
+        key: String,
+    },
+}
+
+/// Why a machine booted from the beginning.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "because")]
+#[non_exhaustive]
+pub enum ColdReason {
+    /// The definition or the environment asks for it.
+    Declined,
+    /// The VMM can restore nothing.
+    Driver,
+    /// There was no template of its shape.
+    NotBuilt,
+    /// There was one that could not be used; it has been removed.
+    Unusable {
+        /// What was wrong.
+        detail: String,
+    },
 }
 
 /// How a run ended.
@@ -229,6 +268,8 @@ pub enum BootStep {
     Prepare,
     /// Starting the VMM process.
     Vmm,
+    /// Going on from a saved state.
+    Restore,
     /// The guest kernel, up to the agent's first frame.
     Kernel,
     /// The agent putting the machine together.
@@ -242,6 +283,7 @@ impl fmt::Display for BootStep {
         match self {
             Self::Prepare => write!(f, "preparing the run"),
             Self::Vmm => write!(f, "starting the VMM"),
+            Self::Restore => write!(f, "restoring the machine"),
             Self::Kernel => write!(f, "booting the guest kernel"),
             Self::Guest(stage) => write!(f, "setting the guest up ({stage:?})"),
             Self::SelfTest => write!(f, "running a first command"),

@@ -1,4 +1,4 @@
-//! Roles: the same program is facade, supervisor, VMM and KVM probe, told apart by `argv[0]`.
+//! Roles: the same program is facade, supervisor, VMM, builder of templates and KVM probe, told apart by `argv[0]`.
 //!
 //! A program that calls [`init`] first in `main` serves as all of them and ships as one file. One
 //! that does not needs an `msb` to run its sandboxes.
@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     program::{Program, Role},
-    supervisor, vmm,
+    supervisor, template, vmm,
 };
 
 /// Set once [`init`] has run in this process: it may start itself in a role.
@@ -46,6 +46,7 @@ pub fn own_program() -> Option<Program> {
 
 fn run(role: Role) -> ExitCode {
     match role {
+        Role::Builder => template::build::run(),
         Role::Probe => vmm::probe::run(),
         Role::Supervisor => supervisor::run(),
         Role::Vmm => vmm::process::run(),

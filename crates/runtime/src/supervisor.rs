@@ -14,8 +14,10 @@
 mod boot;
 mod console;
 mod limits;
+pub(crate) mod machine;
 mod relay;
 mod run;
+mod start;
 
 use std::{
     io::{self, Write},

@@ -36,6 +36,17 @@ pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     watched.map_err(io::Error::from)
 }
 
+/// Leaves the processors to everybody else: this process and its children run when they are idle.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn run_when_idle() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: reads one `sched_param`, and changes nothing but how this process is scheduled.
+    let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The processor's time stamp counter; `None` on processors that have another kind of clock.
 pub(crate) fn time_stamp() -> Option<u64> {
     #[cfg(target_arch = "x86_64")]

@@ -12,15 +12,19 @@ pub(crate) mod qemu;
 mod tsc;
 
 use std::{
-    fmt, io,
+    fmt,
+    fs::File,
+    io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
+pub(crate) use probe::write_whole;
 pub use probe::{KvmProbe, probe_kvm};
 pub use tsc::host_tsc_khz;
 
@@ -109,6 +113,8 @@ pub(crate) struct VmSpec {
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
     pub(crate) disks: Vec<DiskSpec>,
+    /// Whether it waits, before its first instruction, for a state to be loaded.
+    pub(crate) incoming: bool,
 }
 
 /// A disk, in the order the guest sees them.
@@ -136,6 +142,20 @@ pub(crate) struct VmFds {
     pub(crate) console: OwnedFd,
     /// Carries the VMM's own monitor; a driver without one lets it be.
     pub(crate) monitor: OwnedFd,
+    /// Is the guest's memory, where the driver can save a machine: [`new_memory`].
+    pub(crate) memory: OwnedFd,
+}
+
+/// Memory for a guest, all zeros, that takes room as it is written to.
+///
+/// A file, so that the supervisor can fill it before the machine runs and read it while the machine
+/// stands still. Sealed: a VMM in the hands of its guest can neither grow nor shrink it.
+pub(crate) fn new_memory(size_bytes: u64) -> io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory = File::from(memfd_create("msb-guest-memory", flags)?);
+    memory.set_len(size_bytes)?;
+    fcntl_add_seals(&memory, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    Ok(memory)
 }
 
 /// Kernel command line for every guest: nothing of the sandbox is in it.
@@ -188,6 +208,15 @@ impl SelectedVmm {
             #[cfg(not(feature = "libkrun"))]
             VmmKind::Libkrun => "this program was built without libkrun".into(),
             VmmKind::Qemu => self.qemu().enter(spec, fds),
+        }
+    }
+
+    /// What it makes of `spec`, whatever the files are that disks, kernel and agent come from; `None`
+    /// where no machine can be restored.
+    pub(crate) fn machine(&self, spec: &VmSpec) -> Option<Vec<String>> {
+        match self.kind {
+            VmmKind::Libkrun => None,
+            VmmKind::Qemu => Some(self.qemu().machine(spec)),
         }
     }
 

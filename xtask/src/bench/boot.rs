@@ -41,7 +41,7 @@ pub(super) fn run(runs: usize) -> Result<Report> {
         let raw = qemu::boot(&kernel, &initramfs)?;
         report.add("raw QEMU to the agent's hello", raw.as_secs_f64());
         let started = Instant::now();
-        msb().args(["create", "--name", SANDBOX, IMAGE]).output()?;
+        msb().args(["create", "--cold", "--name", SANDBOX, IMAGE]).output()?;
         report.add("msb create to ready", started.elapsed().as_secs_f64());
         msb().args(["rm", "-f", SANDBOX]).output()?;
     }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use microsandbox::{
-    Accel, BootTimes, EndReason, LogSource, PullPolicy, RootfsSource, RunInfo, Sandbox,
-    SandboxHandle, SandboxStatus, VmmKind,
+    Accel, BootMode, BootTimes, EndReason, LogSource, Origin, PullPolicy, RootfsSource, RunInfo,
+    Sandbox, SandboxHandle, SandboxStatus, VmmKind,
 };
 use serde::Serialize;
 
@@ -65,6 +65,7 @@ struct Config {
     cmd: Option<Vec<String>>,
     labels: BTreeMap<String, String>,
     ephemeral: bool,
+    boot: Option<BootMode>,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,6 +74,7 @@ struct LastRun {
     accel: Accel,
     started_at: DateTime<Utc>,
     kernel_release: Option<String>,
+    origin: Option<Origin>,
     boot: BootTimes,
     end: Option<End>,
 }
@@ -116,6 +118,7 @@ impl Inspection {
                 cmd: config.cmd,
                 labels: config.labels,
                 ephemeral: config.ephemeral,
+                boot: config.boot,
             },
             last_run: handle.last_run()?.map(LastRun::from),
         })
@@ -131,6 +134,7 @@ impl From<RunInfo> for LastRun {
             accel: run.accel,
             started_at: run.started_at,
             kernel_release: run.kernel_release,
+            origin: run.origin,
             boot: run.boot,
             end: run.end.map(end),
         }

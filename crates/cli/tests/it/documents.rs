@@ -56,6 +56,7 @@ fn readme_session_says_what_it_shows() {
     let output = Command::new("sh")
         .args(["-c", &script])
         .env("MSB_HOME", home.path())
+        .env("MSB_BOOT", "cold")
         .env("PATH", path.unwrap())
         .output()
         .unwrap();

@@ -81,6 +81,8 @@ impl Home {
     pub(crate) fn msb(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_msb"));
         command.args(arguments).env(env::MSB_HOME, self.path());
+        // A template built in the background would take processor time from the tests.
+        command.env(env::MSB_BOOT, "cold");
         let registries =
             [env::MSB_OFFLINE, env::MSB_MIRRORS, env::MSB_INSECURE_REGISTRIES, env::MSB_CA_CERTS];
         let own = [env::MSB_PATH, env::MSB_VMM, env::MSB_KERNEL, env::MSB_LOG];

@@ -30,7 +30,7 @@ impl Tmux {
         let program = PathBuf::from(msb.get_program());
         let path = format!("PATH={}:/usr/bin:/bin", program.parent().unwrap().display());
         let msb_home = format!("MSB_HOME={}", home.path().display());
-        let shell = ["env", &path, &msb_home, "PS1=host> ", "sh"];
+        let shell = ["env", &path, &msb_home, "MSB_BOOT=cold", "PS1=host> ", "sh"];
         tmux.tell(&[&["new-session", "-d", "-x", "80", "-y", "24"], &shell[..]].concat());
         tmux.tell(&["pipe-pane", &format!("cat > {}", pipe.display())]);
         tmux

@@ -103,7 +103,7 @@ async fn written_survives() -> Result<()> {
     Ok(())
 }
 
-fn judge_ext4(upper: &Path) -> Result<()> {
+pub(crate) fn judge_ext4(upper: &Path) -> Result<()> {
     let judged = Command::new("e2fsck").args(["-fn"]).arg(upper).output().context("run e2fsck")?;
     ensure!(judged.status.success(), "{}", String::from_utf8_lossy(&judged.stdout));
     Ok(())

@@ -14,6 +14,7 @@ mod lifecycle;
 mod limits;
 mod metrics;
 mod stuck;
+mod templates;
 
 use std::{
     fs,
@@ -61,6 +62,8 @@ fn run_in_fresh_home() -> Result<ExitCode> {
     let status = Command::new(std::env::current_exe()?)
         .args(std::env::args_os().skip(1))
         .env(env::MSB_HOME, home.path())
+        // Templates have tests of their own; the others want the processor for themselves.
+        .env(env::MSB_BOOT, "cold")
         .env(MSB_HOME_IS_OURS, "1")
         .status()?;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
@@ -81,6 +84,7 @@ fn trials() -> Vec<Trial> {
         limits::trials(),
         metrics::trials(),
         stuck::trials(),
+        templates::trials(),
     ];
     trials.into_iter().flatten().collect()
 }

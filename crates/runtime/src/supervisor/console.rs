@@ -19,7 +19,7 @@ const TAIL_BYTES: usize = 8 << 10;
 
 /// The last output of something, shared with the task that reads it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Tail(Arc<Mutex<VecDeque<u8>>>);
+pub(crate) struct Tail(Arc<Mutex<VecDeque<u8>>>);
 
 impl Tail {
     fn push(&self, bytes: &[u8]) {
@@ -30,7 +30,7 @@ impl Tail {
     }
 
     /// What was last said, as text; carriage returns dropped.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let bytes: Vec<u8> = {
             let tail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             tail.iter().copied().filter(|byte| *byte != b'\r').collect()
@@ -39,26 +39,26 @@ impl Tail {
     }
 
     /// The last line that is not empty.
-    pub(super) fn last_line(&self) -> Option<String> {
+    pub(crate) fn last_line(&self) -> Option<String> {
         self.text().lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
     }
 
     /// The last line that contains `needle`.
-    pub(super) fn line_with(&self, needle: &str) -> Option<String> {
+    pub(crate) fn line_with(&self, needle: &str) -> Option<String> {
         self.text().lines().rev().find(|line| line.contains(needle)).map(|line| line.trim().into())
     }
 }
 
 /// A log file that is bounded by moving it aside.
 #[derive(Debug)]
-pub(super) struct BoundedLog {
+pub(crate) struct BoundedLog {
     path: PathBuf,
     file: File,
     len: u64,
 }
 
 impl BoundedLog {
-    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
+    pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
         let file = open_for_append(&path)?;
         let len = file.metadata()?.len();
         Ok(Self { path, file, len })
@@ -83,7 +83,7 @@ fn open_for_append(path: &std::path::Path) -> io::Result<File> {
 ///
 /// On a thread, because terminals, pipes and sockets are all read alike that way and it sleeps in
 /// the kernel. The receiver completes when everything was read.
-pub(super) fn follow(
+pub(crate) fn follow(
     from: OwnedFd,
     mut log: Option<BoundedLog>,
 ) -> io::Result<(Tail, oneshot::Receiver<()>)> {

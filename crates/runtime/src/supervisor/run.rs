@@ -19,9 +19,11 @@ use tokio::{
 
 use super::{
     Orders,
-    boot::{self, Machine, PANIC, bring_up, elapsed_us},
+    boot::elapsed_us,
     limits::Limits,
+    machine::{Machine, PANIC},
     relay::{ClientId, GuestNews, Relay, Wish},
+    start::Source,
 };
 use crate::{
     EndReason, ExitRecord, LaunchConfig, RunRecord, SandboxDir, VmmExit,
@@ -79,6 +81,7 @@ fn begin(config: &LaunchConfig, dir: &SandboxDir) -> crate::Result<RunRecord> {
         accel: config.vmm.accel,
         started_at: Utc::now(),
         ready_at: None,
+        origin: None,
         boot,
         guest: None,
         stopping: false,
@@ -122,20 +125,19 @@ async fn live(
     record: &mut RunRecord,
     masters: &mut Masters,
 ) -> (ExitRecord, Option<Relay>) {
-    let mut machine = match boot::start_machine(config) {
-        Ok(machine) => machine,
-        Err(reason) => return (exit_record(config, reason, String::new()), None),
-    };
-    step::reached("supervisor.vmm");
-    record.vmm_pid = machine.child.id();
-    record.boot.vmm_us = elapsed_us(config);
+    let mut source = Source::find(config, record);
+    let mut slot = None;
     let booted = tokio::select! {
-        booted = bring_up(&mut machine, config, &mut record.boot) => booted,
+        booted = source.boot(config, record, &mut slot) => booted,
         reason = masters.want_end() => Err(reason),
     };
-    let ready = match booted {
-        Ok(ready) => ready,
-        Err(reason) => return (machine.end(config, reason, false).await, None),
+    let (mut machine, ready) = match (slot, booted) {
+        (Some(machine), Ok(ready)) => (machine, ready),
+        (Some(mut machine), Err(reason)) => {
+            return (machine.end(config, reason, false).await, None);
+        }
+        (None, Err(reason)) => return (exit_record(config, reason, String::new()), None),
+        (None, Ok(_)) => unreachable!("a machine that booted is in its slot"),
     };
     let mut session = match Session::open(config, dir, &machine, ready.clone()) {
         Ok(session) => session,
@@ -151,6 +153,7 @@ async fn live(
     }
     step::reached("supervisor.ready");
     masters.tell(&Progress::Ready(Box::new(record.clone()))).await;
+    source.provide_for_the_next(config, record);
     let (reason, forced) = session.serve(&mut machine, record, masters).await;
     let end = machine.end(config, reason, forced).await;
     session.relay.close_log().await;

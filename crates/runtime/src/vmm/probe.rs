@@ -80,7 +80,7 @@ pub(super) fn boot_id() -> String {
 }
 
 /// Writes what was found, so that a reader sees all of it or what was there before.
-pub(super) fn write_whole(path: &Path, kept: &impl Serialize) -> io::Result<()> {
+pub(crate) fn write_whole(path: &Path, kept: &impl Serialize) -> io::Result<()> {
     let temporary = path.with_extension(format!("{}.new", std::process::id()));
     fs::write(&temporary, serde_json::to_vec(kept)?)?;
     fs::rename(&temporary, path)

@@ -39,7 +39,7 @@ pub(crate) fn spawn(
     let (command, socket) = program.command(Role::Vmm, name, output)?;
     let child = tokio::process::Command::from(command).spawn()?;
     let order = Order { vmm: vmm.clone(), spec: spec.clone(), supervisor: std::process::id() };
-    let fds = [&fds.agent, &fds.console, &fds.monitor].map(AsFd::as_fd);
+    let fds = [&fds.agent, &fds.console, &fds.monitor, &fds.memory].map(AsFd::as_fd);
     handover::send(&socket, Role::Vmm, &order, &fds)?;
     Ok(child)
 }
@@ -57,7 +57,7 @@ pub(crate) fn run() -> ExitCode {
 
 fn take_order() -> io::Result<(Order, VmFds)> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let (order, [agent, console, monitor]): (Order, _) =
+    let (order, [agent, console, monitor, memory]): (Order, _) =
         handover::receive(&socket, Role::Vmm).map_err(io::Error::other)?;
     // A VM never outlives its supervisor, however that ends.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -67,5 +67,5 @@ fn take_order() -> io::Result<(Order, VmFds)> {
     prctl::set_no_new_privs()?;
     prctl::set_dumpable(false)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    Ok((order, VmFds { agent, console, monitor }))
+    Ok((order, VmFds { agent, console, monitor, memory }))
 }

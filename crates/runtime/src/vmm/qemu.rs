@@ -4,6 +4,7 @@
 //! disk takes one.
 
 pub(crate) mod qmp;
+mod state;
 
 use std::{
     ffi::OsString,
@@ -36,6 +37,7 @@ pub(crate) struct Qemu {
 const AGENT_FD: i32 = 3;
 const CONSOLE_FD: i32 = 4;
 const MONITOR_FD: i32 = 5;
+const MEMORY_FD: i32 = 6;
 
 impl Driver for Qemu {
     fn kind(&self) -> VmmKind {
@@ -64,6 +66,7 @@ impl Enter for Qemu {
             FdMapping { parent_fd: fds.agent, child_fd: AGENT_FD },
             FdMapping { parent_fd: fds.console, child_fd: CONSOLE_FD },
             FdMapping { parent_fd: fds.monitor, child_fd: MONITOR_FD },
+            FdMapping { parent_fd: fds.memory, child_fd: MEMORY_FD },
         ]);
         match mapped {
             Ok(command) => format!("execute {}: {}", self.program.display(), command.exec()),
@@ -83,6 +86,23 @@ impl Qemu {
         }
     }
 
+    /// The arguments, without what a saved state does not hold: the paths of files, and how the files
+    /// of disks are read.
+    pub(super) fn machine(&self, spec: &VmSpec) -> Vec<String> {
+        let mut spec = VmSpec {
+            kernel: PathBuf::new(),
+            initramfs: PathBuf::new(),
+            incoming: false,
+            ..spec.clone()
+        };
+        for disk in &mut spec.disks {
+            disk.path = PathBuf::new();
+            disk.format = DiskFormat::Raw;
+        }
+        let text = |argument: OsString| argument.to_string_lossy().into_owned();
+        self.arguments(&spec).into_iter().map(text).collect()
+    }
+
     fn arguments(&self, spec: &VmSpec) -> Vec<OsString> {
         let (accel, cpu) = match self.accel {
             Accel::Kvm => ("kvm", "host"),
@@ -100,7 +120,8 @@ impl Qemu {
             "-sandbox",
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             "-M",
-            "microvm,acpi=off,rtc=off,isa-serial=off,x-option-roms=off,auto-kernel-cmdline=on",
+            "microvm,acpi=off,rtc=off,isa-serial=off,x-option-roms=off,auto-kernel-cmdline=on,\
+             memory-backend=memory",
             "-accel",
             accel,
             "-cpu",
@@ -113,6 +134,15 @@ impl Qemu {
         args.extend(["-append".into(), self.kernel_command_line().into()]);
         args.extend(["-smp".into(), spec.vcpus.to_string().into()]);
         args.extend(["-m".into(), format!("{}M", spec.memory_mib).into()]);
+        // Shared: so it is ours to read and write, and the VMM leaves it out of the state it saves.
+        let memory = format!(
+            "memory-backend-file,id=memory,size={}M,share=on,mem-path=/proc/self/fd/{MEMORY_FD}",
+            spec.memory_mib,
+        );
+        args.extend(["-object".into(), memory.into()]);
+        if spec.incoming {
+            args.extend(["-incoming".into(), "defer".into()]);
+        }
         args.extend(["-kernel".into(), spec.kernel.clone().into()]);
         args.extend(["-initrd".into(), spec.initramfs.clone().into()]);
         args.extend(["-chardev".into(), format!("socket,id=monitor,fd={MONITOR_FD}").into()]);
@@ -181,6 +211,7 @@ mod tests {
             kernel: "/k".into(),
             initramfs: "/i".into(),
             disks: vec![disk],
+            incoming: false,
         };
         let args =
             Qemu { program: "qemu".into(), accel: Accel::Tcg, tsc_khz: None }.arguments(&spec);

@@ -56,6 +56,8 @@ fn orders(dir: &Path, vmm: SelectedVmm, boot_timeout: Duration) -> Result<Launch
         guest: test_guest()?,
         lower: dir.join("lower"),
         vmm,
+        templates: None,
+        digests: dir.join("digests.json"),
         hostname: "driver-test".into(),
         defaults: ExecDefaults::default(),
         boot_timeout,

@@ -73,7 +73,8 @@ pub(crate) struct Qmp {
     requests: mpsc::Sender<Request>,
     waiting: Waiting,
     next_id: Arc<AtomicU64>,
-    events: broadcast::Sender<QmpEvent>,
+    /// Only the reader task keeps it open: who listens hears of its end.
+    events: broadcast::WeakSender<QmpEvent>,
 }
 
 #[derive(Debug)]
@@ -101,14 +102,16 @@ impl Qmp {
         let (events, _) = broadcast::channel(EVENTS);
         let waiting = Waiting(Arc::new(Mutex::new(Some(HashMap::new()))));
         tokio::spawn(write_requests(output, queue));
-        tokio::spawn(read_messages(input, waiting.clone(), events.clone()));
-        Ok(Self { requests, waiting, next_id: Arc::default(), events })
+        let told = events.downgrade();
+        tokio::spawn(read_messages(input, waiting.clone(), events));
+        Ok(Self { requests, waiting, next_id: Arc::default(), events: told })
     }
 
     /// Everything that QEMU tells from now on. A reader that is more than a few dozen events behind
-    /// loses the oldest.
+    /// loses the oldest. Closed once the monitor is.
     pub(crate) fn events(&self) -> broadcast::Receiver<QmpEvent> {
-        self.events.subscribe()
+        let events = self.events.upgrade().unwrap_or_else(|| broadcast::channel(1).0);
+        events.subscribe()
     }
 
     /// Has QEMU execute `command` and gives what it returns.
@@ -370,7 +373,7 @@ mod tests {
             let mut line = [0; 256];
             let mut space = nix::cmsg_space!(i32);
             let fds = {
-                let mut parts = [std::io::IoSliceMut::new(&mut line)];
+                let mut parts = [io::IoSliceMut::new(&mut line)];
                 let flags = MsgFlags::MSG_CMSG_CLOEXEC;
                 let raw = socket.as_raw_fd();
                 let got = recvmsg::<()>(raw, &mut parts, Some(&mut space), flags).unwrap();
@@ -387,7 +390,7 @@ mod tests {
             }
             text
         });
-        let (read, mut write) = std::io::pipe().unwrap();
+        let (read, mut write) = io::pipe().unwrap();
         write.write_all(b"through\n").unwrap();
         qmp.pass_fd("state", read.into(), SOON).await.unwrap();
         assert_eq!(qemu.join().unwrap(), "through\n");
@@ -410,6 +413,8 @@ mod tests {
             });
             let asked = qmp.execute("stop", Value::Null, SOON).await;
             assert!(matches!(asked, Err(QmpError::Closed { .. })), "{asked:?}");
+            let told = qmp.events().recv().await;
+            assert!(matches!(told, Err(broadcast::error::RecvError::Closed)), "{told:?}");
             qemu.join().unwrap();
         }
     }

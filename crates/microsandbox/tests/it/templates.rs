@@ -1,0 +1,236 @@
+//! Starts from templates: that they happen, that no two are alike, and that a bad template harms nobody.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use microsandbox::{BootMode, ColdReason, Origin, Sandbox, SandboxBuilder, env};
+
+use crate::{
+    directory,
+    lifecycle::{eventually, judge_ext4, processes_of},
+    sandbox, trial,
+};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("templates::the_second_start_goes_on_from_one", second_start),
+        trial("templates::no_two_starts_are_alike", no_two_alike),
+        trial("templates::a_damaged_one_is_replaced", damaged_is_replaced),
+        trial("templates::another_shape_has_another", another_shape),
+        trial("templates::a_killed_build_is_taken_up_by_the_next", killed_build),
+    ]
+}
+
+fn templates() -> PathBuf {
+    PathBuf::from(env::read(env::MSB_HOME).unwrap_or_default()).join("templates")
+}
+
+/// A sandbox of a shape that only one test uses.
+fn shaped(name: &str, memory_mib: u32) -> SandboxBuilder {
+    sandbox(name).memory(memory_mib).boot(BootMode::Template)
+}
+
+async fn origin(sandbox: &Sandbox) -> Result<Origin> {
+    let run = Sandbox::get(sandbox.name()).await?.last_run()?.context("it runs")?;
+    run.origin.context("its origin is decided")
+}
+
+/// The template that a cold start of that shape has had built.
+async fn built(name: &str, memory_mib: u32) -> Result<PathBuf> {
+    let first = shaped(name, memory_mib).create().await?;
+    let came = origin(&first).await?;
+    ensure!(came == Origin::Cold { why: ColdReason::NotBuilt }, "{came:?}");
+    first.kill().await?;
+    Sandbox::remove(name).await?;
+    wait_for_template(memory_mib).await
+}
+
+async fn wait_for_template(memory_mib: u32) -> Result<PathBuf> {
+    let mut found = None;
+    eventually("a template", async || {
+        found = template_of(memory_mib)?;
+        Ok(found.is_some())
+    })
+    .await
+    .with_context(|| fs::read_to_string(templates().join("build.log")).unwrap_or_default())?;
+    found.context("it is there")
+}
+
+fn template_of(memory_mib: u32) -> Result<Option<PathBuf>> {
+    let size = format!("\"{memory_mib}M\"");
+    for entry in fs::read_dir(templates())?.flatten().filter(|entry| entry.path().is_dir()) {
+        let manifest = fs::read_to_string(entry.path().join("checkpoint.json"));
+        let done = entry.path().extension().is_none();
+        if done && manifest.is_ok_and(|manifest| manifest.contains(&size)) {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
+}
+
+async fn second_start() -> Result<()> {
+    let template = built("first", 193).await?;
+    let second = shaped("second", 193).create().await?;
+    let key = template.file_name().context("it has a name")?.to_string_lossy().into_owned();
+    let came = origin(&second).await?;
+    ensure!(came == Origin::Template { key }, "{came:?}");
+    ensure!(second.shell("echo hello > /f; cat /f").await?.stdout()? == "hello\n");
+    let clocks = "date +%s; cut -d. -f1 /proc/uptime";
+    let now = second.shell(clocks).await?.stdout()?;
+    let mut numbers = now.lines().map(str::parse::<u64>);
+    let here = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    let there = numbers.next().context("a date")??;
+    ensure!(here.abs_diff(there) <= 5, "it is {there} in the guest and {here} here");
+    second.stop().await?;
+    judge_ext4(&directory("second").join("upper.ext4"))?;
+    // A stopped one starts from the template, too, with what it had written.
+    let again = Sandbox::start("second").await?;
+    ensure!(matches!(origin(&again).await?, Origin::Template { .. }));
+    ensure!(again.shell("cat /f").await?.stdout()? == "hello\n");
+    again.kill().await?;
+    Sandbox::remove("second").await?;
+    // What asks for a cold boot gets one.
+    let cold = shaped("cold", 193).boot(BootMode::Cold).create().await?;
+    ensure!(origin(&cold).await? == Origin::Cold { why: ColdReason::Declined });
+    cold.kill().await?;
+    Ok(())
+}
+
+/// Lanes that start at once, and starts in each.
+const LANES: usize = 4;
+const TURNS: usize = 5;
+
+async fn no_two_alike() -> Result<()> {
+    built("alike", 194).await?;
+    let lanes = (0..LANES).map(|lane| {
+        tokio::spawn(async move {
+            let mut seen = Vec::new();
+            for turn in 0..TURNS {
+                seen.push(identity(&format!("alike-{lane}-{turn}")).await?);
+            }
+            anyhow::Ok(seen)
+        })
+    });
+    let lanes: Vec<_> = lanes.collect();
+    let mut all: Vec<Vec<String>> = Vec::new();
+    for lane in lanes {
+        all.extend(lane.await??);
+    }
+    ensure!(all.len() == LANES * TURNS);
+    for (part, name) in ["randomness", "machine id", "boot id", "host name"].iter().enumerate() {
+        let values: BTreeSet<_> = all.iter().map(|identity| &identity[part]).collect();
+        ensure!(values.len() == all.len(), "the same {name} twice: {values:?}");
+    }
+    Ok(())
+}
+
+/// What tells a sandbox from its siblings, its first random bytes read before anything else.
+async fn identity(name: &str) -> Result<Vec<String>> {
+    let sandbox = shaped(name, 194).ephemeral(true).create().await?;
+    let came = origin(&sandbox).await?;
+    ensure!(matches!(came, Origin::Template { .. }), "{came:?}");
+    let script = "head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n'; echo; \
+                  cat /etc/machine-id /proc/sys/kernel/random/boot_id; hostname";
+    let told = sandbox.shell(script).await?.stdout()?;
+    let told: Vec<String> = told.lines().map(str::to_owned).collect();
+    ensure!(told.len() == 4 && told[0].len() == 64, "{told:?}");
+    sandbox.kill().await?;
+    Ok(told)
+}
+
+fn flip_a_byte(file: &Path) -> Result<()> {
+    let mut file = File::options().read(true).write(true).open(file)?;
+    let middle = SeekFrom::Start(file.metadata()?.len() / 2);
+    let mut byte = [0];
+    file.seek(middle)?;
+    file.read_exact(&mut byte)?;
+    file.seek(middle)?;
+    file.write_all(&[byte[0] ^ 1])?;
+    Ok(())
+}
+
+async fn damaged_is_replaced() -> Result<()> {
+    built("whole", 195).await?;
+    for (turn, file) in ["memory", "devices", "checkpoint.json"].into_iter().enumerate() {
+        let template = wait_for_template(195).await?;
+        match file {
+            // A flipped bit in a name is another name.
+            "checkpoint.json" => fs::write(template.join(file), "{")?,
+            _ => flip_a_byte(&template.join(file))?,
+        }
+        let name = format!("damaged-{turn}");
+        let sandbox = shaped(&name, 195).create().await?;
+        let came = origin(&sandbox).await?;
+        let unusable = matches!(came, Origin::Cold { why: ColdReason::Unusable { .. } });
+        ensure!(unusable, "{file}: {came:?}");
+        ensure!(sandbox.shell("echo alive").await?.stdout()? == "alive\n");
+        sandbox.kill().await?;
+    }
+    wait_for_template(195).await?;
+    let sandbox = shaped("repaired", 195).create().await?;
+    ensure!(matches!(origin(&sandbox).await?, Origin::Template { .. }));
+    sandbox.kill().await?;
+    Ok(())
+}
+
+async fn another_shape() -> Result<()> {
+    built("one-cpu", 196).await?;
+    let more = shaped("three-cpus", 196).cpus(3).create().await?;
+    ensure!(origin(&more).await? == Origin::Cold { why: ColdReason::NotBuilt });
+    more.kill().await?;
+    eventually("a second template", async || {
+        let again = shaped("three-again", 196).cpus(3).ephemeral(true).create().await?;
+        let came = origin(&again).await?;
+        let count = again.shell("nproc").await?.stdout()?;
+        ensure!(count == "3\n", "{count}");
+        again.kill().await?;
+        again.wait_until_stopped().await?;
+        Ok(matches!(came, Origin::Template { .. }))
+    })
+    .await
+}
+
+async fn killed_build() -> Result<()> {
+    let first = shaped("builds", 197).create().await?;
+    first.kill().await?;
+    let mut key = String::new();
+    eventually("a build", async || {
+        key = key_being_built(197)?.unwrap_or_default();
+        Ok(!key.is_empty())
+    })
+    .await?;
+    for pid in processes_of(&key)? {
+        let name = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if name.starts_with("msb-builder") {
+            ensure!(Command::new("kill").args(["-9", &pid.to_string()]).status()?.success());
+        }
+    }
+    eventually("its machine is gone", async || Ok(processes_of(&key)?.is_empty())).await?;
+    let half_made = templates().join(format!("{key}.new"));
+    ensure!(half_made.exists() && template_of(197)?.is_none());
+    built("builds-again", 197).await?;
+    ensure!(!half_made.exists());
+    Ok(())
+}
+
+/// The key of the template that a machine of that size is being built for.
+fn key_being_built(memory_mib: u32) -> Result<Option<String>> {
+    let size = format!("size={memory_mib}M");
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let command_line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command_line = String::from_utf8_lossy(&command_line);
+        if command_line.contains(&size)
+            && let Some((before, _)) = command_line.split_once(".new/")
+        {
+            return Ok(before.rsplit('/').next().map(str::to_owned));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,228 @@
+//! A started VM, with the supervisor's ends of its channels: the guest's port and console, the VMM's
+//! monitor, the memory.
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    sync::Arc,
+    time::Duration,
+};
+
+use microsandbox_protocol::{
+    BootFailed, ExecExited, ExitStatus, Frame, Hello, Kind, Message, Ready, negotiate,
+};
+use tokio::{
+    net::{UnixStream, unix::OwnedReadHalf},
+    process::Child,
+    sync::oneshot,
+    task::spawn_blocking,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::console::{BoundedLog, Tail, follow};
+use crate::{
+    BootStep, EndReason, Program, SelectedVmm,
+    checkpoint::Checkpoint,
+    link::{FrameReader, FrameSender},
+    vmm::{VmFds, VmSpec, new_memory, process, qemu::qmp::Qmp},
+};
+
+/// A started VM and the channels into it.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) child: Child,
+    pub(crate) port: FrameReader<OwnedReadHalf>,
+    pub(crate) agent: FrameSender,
+    /// The VMM's monitor, where the driver has one.
+    pub(crate) qmp: Option<Qmp>,
+    /// The guest's memory, where the driver can save and restore it.
+    pub(crate) memory: Arc<File>,
+    /// The guest's console.
+    pub(crate) console: Tail,
+    /// What the VMM itself says.
+    pub(crate) vmm_words: Tail,
+    /// Ends once the console was read to its end.
+    pub(crate) console_read: oneshot::Receiver<()>,
+}
+
+/// A boot that did not come to its end.
+pub(crate) type Failed = EndReason;
+
+pub(crate) fn failed(step: BootStep) -> impl Fn(String) -> Failed {
+    move |detail| EndReason::BootFailed { step, detail }
+}
+
+impl Machine {
+    /// Starts the VMM process; `label` is what `ps` shows. The console goes to `log` as well.
+    pub(crate) fn start(
+        label: &str,
+        vmm: &SelectedVmm,
+        spec: &VmSpec,
+        log: Option<BoundedLog>,
+    ) -> io::Result<Self> {
+        let driver = vmm.driver();
+        let (ours, theirs) = StdUnixStream::pair()?;
+        let (console, vm_console) = driver.open_console()?;
+        let (monitor, vm_monitor) = StdUnixStream::pair()?;
+        let memory = new_memory(u64::from(spec.memory_mib) << 20)?;
+        let fds = VmFds {
+            agent: theirs.into(),
+            console: vm_console,
+            monitor: vm_monitor.into(),
+            memory: memory.try_clone()?.into(),
+        };
+        let (console, console_read) = follow(console, log)?;
+        let (words, said) = io::pipe()?;
+        let (vmm_words, _) = follow(OwnedFd::from(words), None)?;
+        let program = Program::at("/proc/self/exe");
+        let child = process::spawn(&program, label, (vmm, spec), &fds, said.into())?;
+        ours.set_nonblocking(true)?;
+        let (input, output) = UnixStream::from_std(ours)?.into_split();
+        Ok(Self {
+            child,
+            port: FrameReader::new(input, "agent"),
+            agent: FrameSender::start(output),
+            qmp: driver.has_monitor().then(|| Qmp::open(monitor.into())).transpose()?,
+            memory: Arc::new(memory),
+            console,
+            vmm_words,
+            console_read,
+        })
+    }
+
+    /// Waits for the agent of a machine that boots.
+    pub(crate) async fn hello(&mut self, deadline: Instant) -> Result<(), Failed> {
+        let hello = self.receive(BootStep::Kernel, deadline).await?;
+        let agreed = Hello::from_frame(&hello).and_then(|theirs| negotiate(Hello::OURS, theirs));
+        agreed.map(drop).map_err(|error| failed(BootStep::Kernel)(error.to_string()))
+    }
+
+    /// Has a machine that was started to wait for it go on from `checkpoint`.
+    ///
+    /// Memory is read while the VMM still prepares itself: the two are independent until the machine
+    /// goes on, which it does only when all of it was checked.
+    pub(crate) async fn restore(
+        &mut self,
+        checkpoint: &Arc<Checkpoint>,
+        deadline: Instant,
+    ) -> Result<(), Failed> {
+        let restored = timeout_at(deadline, self.go_on_from(checkpoint)).await;
+        let problem = match restored {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(problem)) => problem,
+            Err(_) => "it took too long".into(),
+        };
+        // A VMM that gave up has said why.
+        let said = timeout(EXIT_GRACE, self.child.wait()).await.is_ok();
+        let said = if said { self.vmm_words.last_line() } else { None };
+        let said = said.map_or_else(String::new, |line| format!("; the VMM says: {line}"));
+        Err(failed(BootStep::Restore)(problem + &said))
+    }
+
+    async fn go_on_from(&self, checkpoint: &Arc<Checkpoint>) -> Result<(), String> {
+        let Some(qmp) = &self.qmp else { return Err("this VMM can restore nothing".into()) };
+        let (from, into) = (Arc::clone(checkpoint), Arc::clone(&self.memory));
+        let read = spawn_blocking(move || from.fill(&into).and_then(|()| from.devices()));
+        let devices = read.await.map_err(|error| error.to_string())?;
+        let devices = devices.map_err(|error| explained(&error))?;
+        let restored = async {
+            qmp.load_devices(&devices).await?;
+            qmp.resume().await
+        };
+        restored.await.map_err(|error| error.to_string())
+    }
+
+    /// Kills the VMM and waits for its end, so that nothing holds the disks any more.
+    pub(crate) async fn kill(mut self) {
+        // Fails only when it is gone already.
+        let _gone = self.child.start_kill();
+        if timeout(EXIT_GRACE, self.child.wait()).await.is_err() {
+            tracing::warn!("the VMM takes long to die");
+        }
+    }
+
+    /// The guest's next frame, or why there will be none.
+    pub(crate) async fn receive(
+        &mut self,
+        step: BootStep,
+        deadline: Instant,
+    ) -> Result<Frame, Failed> {
+        match timeout_at(deadline, self.port.next()).await {
+            Ok(Ok(Some(frame))) => Ok(frame),
+            Ok(Ok(None)) => Err(failed(step)(self.explain_end().await)),
+            Ok(Err(error)) => Err(failed(step)(error.to_string())),
+            Err(_) => {
+                let said = self.console.last_line();
+                let said =
+                    said.map_or_else(String::new, |line| format!("; its console says: {line}"));
+                Err(failed(step)(format!("no answer from the guest in time{said}")))
+            }
+        }
+    }
+
+    pub(crate) async fn ready(&mut self, deadline: Instant) -> Result<Ready, Failed> {
+        let frame = self.receive(BootStep::Guest(0.into()), deadline).await?;
+        if let Ok(guest) = BootFailed::from_frame(&frame) {
+            let why = io::Error::from_raw_os_error(guest.errno);
+            let step = BootStep::Guest(guest.stage);
+            return Err(failed(step)(format!("{}: {why}", guest.object)));
+        }
+        Ready::from_frame(&frame)
+            .map_err(|error| failed(BootStep::Guest(0.into()))(error.to_string()))
+    }
+
+    /// Waits for the end of the first command.
+    pub(crate) async fn pass_self_test(&mut self, deadline: Instant) -> Result<(), Failed> {
+        loop {
+            let frame = self.receive(BootStep::SelfTest, deadline).await?;
+            match Kind::from_byte(frame.kind) {
+                Some(Kind::ExecExited) => {
+                    let exited = ExecExited::from_frame(&frame);
+                    let status = exited.map(|exited| exited.status);
+                    if status == Ok(ExitStatus::Code(0)) {
+                        return Ok(());
+                    }
+                    return Err(failed(BootStep::SelfTest)(format!("it ended with {status:?}")));
+                }
+                Some(Kind::ExecFailed) => {
+                    let why = microsandbox_protocol::ExecFailed::from_frame(&frame);
+                    return Err(failed(BootStep::SelfTest)(format!("it did not start: {why:?}")));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Why the VMM went away: a panic on the console, or its own last words.
+    async fn explain_end(&mut self) -> String {
+        let status = timeout(EXIT_GRACE, self.child.wait()).await;
+        let _read_or_late = timeout(EXIT_GRACE, &mut self.console_read).await;
+        if let Some(line) = self.console.line_with(PANIC) {
+            return format!("the guest kernel panicked: {line}");
+        }
+        let said = self.vmm_words.last_line().or_else(|| self.console.last_line());
+        let said = said.unwrap_or_else(|| "it said nothing".into());
+        match status {
+            Ok(Ok(status)) => format!("the VMM ended with {status}: {said}"),
+            _ => format!("the VMM closed its port: {said}"),
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+fn explained(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// What a dying Linux kernel prints (`kernel/panic.c`).
+pub(crate) const PANIC: &str = "Kernel panic - not syncing";
+
+/// Time for a VMM whose port has closed to be gone.
+const EXIT_GRACE: Duration = Duration::from_secs(1);

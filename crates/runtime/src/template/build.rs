@@ -1,0 +1,195 @@
+//! Building a template: a process of its own, that nobody waits for and nothing of the sandbox ends.
+//!
+//! It boots a machine with empty disks at the lowest priority, saves it once the agent has said hello,
+//! and restores it once before anybody else does. Killed at any moment it leaves a folder that
+//! the next build removes.
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::{
+        fd::AsFd,
+        unix::{
+            fs::{DirBuilderExt, OpenOptionsExt},
+            net::UnixStream,
+        },
+    },
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use microsandbox_protocol::{Message, Ping, Pong};
+use nix::sys::stat::{Mode, umask};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
+
+use super::{LOG, Templates, remove_tree};
+use crate::{
+    Error, Program, SandboxLock, SelectedVmm,
+    checkpoint::{Checkpoint, FileDigests, SavedVm, Shape, shape_of},
+    handover,
+    program::Role,
+    supervisor::machine::Machine,
+    sys,
+    vmm::{DiskFormat, VmSpec},
+};
+
+/// Longest that a build may take. Idle processor time alone goes into it, so that a second of work
+/// can take long on a busy host.
+const WITHIN: Duration = Duration::from_mins(2);
+
+/// What is to be built.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct BuildOrder {
+    /// Names the shape, for `ps`.
+    pub(crate) key: String,
+    /// Folder of the templates.
+    pub(crate) templates: PathBuf,
+    /// File that remembers digests.
+    pub(crate) digests: PathBuf,
+    pub(crate) vmm: SelectedVmm,
+    /// The machine; its disks stand for places only.
+    pub(crate) spec: VmSpec,
+    /// Directives for the log.
+    pub(crate) log: String,
+}
+
+/// Starts a build and does not wait for it.
+pub(crate) fn start(order: &BuildOrder) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&order.templates)?;
+    let log = order.templates.join(LOG);
+    let log = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(log)?;
+    let (command, socket) =
+        Program::at("/proc/self/exe").command(Role::Builder, &order.key, log.into())?;
+    // The runtime collects it if it ends first.
+    drop(tokio::process::Command::from(command).spawn()?);
+    handover::send(&socket, Role::Builder, order, &[])
+}
+
+/// The role: builds one template, if it is wanted still.
+pub(crate) fn run() -> ExitCode {
+    match take_order().and_then(|order| build_alone(&order)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::warn!(%error, "no template");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn take_order() -> io::Result<BuildOrder> {
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let (order, []): (BuildOrder, _) =
+        handover::receive(&socket, Role::Builder).map_err(io::Error::other)?;
+    // Neither the terminal nor the session that the sandbox belongs to ends it.
+    let _already_leader = nix::unistd::setsid();
+    umask(Mode::from_bits_truncate(0o077));
+    sys::run_when_idle()?;
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(&order.log))
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .log_internal_errors(false)
+        .init();
+    Ok(order)
+}
+
+/// Builds while no other process builds the same.
+fn build_alone(order: &BuildOrder) -> io::Result<()> {
+    let templates = Templates::new(&order.templates);
+    let shape = shape_of(&order.vmm, &order.spec, &mut FileDigests::open(&order.digests));
+    let Some(shape) = shape.map_err(io::Error::other)? else { return Ok(()) };
+    let _lock = match SandboxLock::acquire(&templates.lock_path(&shape)) {
+        Ok(lock) => lock,
+        Err(Error::Locked { .. }) => return Ok(()),
+        Err(error) => return Err(io::Error::other(error)),
+    };
+    if templates.place(&shape).exists() {
+        return Ok(());
+    }
+    let new = templates.new_path(&shape);
+    let built = build(order, &shape, &new).and_then(|()| {
+        fs::rename(&new, templates.place(&shape)).map_err(|error| error.to_string())
+    });
+    if let Err(why) = built {
+        templates.note_failure(&shape, why.clone());
+        remove_tree(&new)?;
+        return Err(io::Error::other(why));
+    }
+    templates.trim(&shape)
+}
+
+fn build(order: &BuildOrder, shape: &Shape, new: &Path) -> Result<(), String> {
+    let prepared = remove_tree(new).and_then(|()| {
+        fs::DirBuilder::new().mode(0o700).create(new)?;
+        with_empty_disks(&order.spec, new)
+    });
+    let spec = prepared.map_err(|error| format!("prepare {}: {error}", new.display()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let deadline = Instant::now() + WITHIN;
+        let saved = save(&order.vmm, &spec, new, shape);
+        let template = timeout_at(deadline, saved).await.map_err(|_| "it took too long")??;
+        let spec = VmSpec { incoming: true, ..spec.clone() };
+        prove(&order.vmm, &spec, &Arc::new(template), deadline).await
+    })?;
+    for disk in &spec.disks {
+        fs::remove_file(&disk.path).map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// The machine with a file of size zero in place of each disk. The agent does not look at them.
+fn with_empty_disks(spec: &VmSpec, folder: &Path) -> io::Result<VmSpec> {
+    let mut spec = VmSpec { incoming: false, ..spec.clone() };
+    for disk in &mut spec.disks {
+        disk.path = folder.join(&disk.id);
+        disk.format = DiskFormat::Raw;
+        fs::File::create_new(&disk.path)?;
+    }
+    Ok(spec)
+}
+
+async fn save(
+    vmm: &SelectedVmm,
+    spec: &VmSpec,
+    new: &Path,
+    shape: &Shape,
+) -> Result<Checkpoint, String> {
+    let mut machine =
+        Machine::start(&shape.key(), vmm, spec, None).map_err(|error| error.to_string())?;
+    let deadline = Instant::now() + WITHIN;
+    machine.hello(deadline).await.map_err(|failure| failure.to_string())?;
+    let qmp = machine.qmp.as_ref().ok_or("this VMM can save nothing")?;
+    let stopped = async {
+        qmp.pause().await?;
+        qmp.save_devices().await
+    };
+    let devices = stopped.await.map_err(|error| error.to_string())?;
+    let vm = SavedVm { memory: &machine.memory, devices: &devices };
+    let written = Checkpoint::write(new, shape.clone(), &vm);
+    machine.kill().await;
+    written.map_err(|error| error.to_string())
+}
+
+/// Restores it once: the agent must answer.
+async fn prove(
+    vmm: &SelectedVmm,
+    spec: &VmSpec,
+    template: &Arc<Checkpoint>,
+    deadline: Instant,
+) -> Result<(), String> {
+    let label = template.shape().key();
+    let mut machine = Machine::start(&label, vmm, spec, None).map_err(|error| error.to_string())?;
+    let proof = async {
+        machine.restore(template, deadline).await?;
+        machine.agent.send(Ping { token: 1 }.to_frame(0));
+        machine.receive(crate::BootStep::Restore, deadline).await
+    };
+    let answer = proof.await.map_err(|failure| failure.to_string())?;
+    machine.kill().await;
+    Pong::from_frame(&answer).map(drop).map_err(|error| error.to_string())
+}
