@@ -22,5 +22,5 @@ mod write;
 
 pub use error::{Error, Refusal, Result};
 pub use new_file::NewFile;
-pub use pack::{Pack, pack};
+pub use pack::{Pack, pack, pack_all};
 pub use unpack::{Owners, Unpack, unpack};

@@ -46,19 +46,18 @@ const XATTR_MAX: usize = 64 << 10;
 /// # Errors
 /// [`Error::File`], [`Error::Changed`], [`Error::Write`]; the stream has no end then.
 pub fn pack(output: impl Write, what: &Pack<'_>) -> Result<()> {
+    pack_all(output, std::slice::from_ref(what))
+}
+
+/// As [`pack`], one after the other in one stream.
+///
+/// # Errors
+/// As [`pack`].
+pub fn pack_all(output: impl Write, what: &[Pack<'_>]) -> Result<()> {
     let output = io::BufWriter::with_capacity(PIECE, output);
     let writer = MemberWriter::new(output);
     let mut packer = Packer { writer, seen: HashMap::new(), buffer: vec![0; PIECE] };
-    let path = c_string(what.path.as_os_str()).map_err(Error::file("open", what.path))?;
-    let node = Node { directory: CWD, name: &path, path: what.path, stored: what.name };
-    let flags = if what.follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
-    let stat = node.stat(flags)?;
-    if what.name.as_os_str().is_empty()
-        && FileType::from_raw_mode(stat.st_mode) != FileType::Directory
-    {
-        return Err(Error::errno("list", what.path, Errno::NOTDIR));
-    }
-    packer.node(&node, &stat, what.follow)?;
+    what.iter().try_for_each(|what| packer.top(what))?;
     packer.writer.finish()
 }
 
@@ -92,6 +91,19 @@ impl Node<'_> {
 }
 
 impl<W: Write> Packer<W> {
+    fn top(&mut self, what: &Pack<'_>) -> Result<()> {
+        let path = c_string(what.path.as_os_str()).map_err(Error::file("open", what.path))?;
+        let node = Node { directory: CWD, name: &path, path: what.path, stored: what.name };
+        let flags = if what.follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
+        let stat = node.stat(flags)?;
+        if what.name.as_os_str().is_empty()
+            && FileType::from_raw_mode(stat.st_mode) != FileType::Directory
+        {
+            return Err(Error::errno("list", what.path, Errno::NOTDIR));
+        }
+        self.node(&node, &stat, what.follow)
+    }
+
     fn node(&mut self, node: &Node<'_>, stat: &Stat, follow: bool) -> Result<()> {
         let no_follow = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
         let plain = |kind| (kind, attributes(stat, Vec::new()));

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     commands::{
         cp, create, doctor, exec, history, image, inspect, jobs, load, logs, ls, metrics, ping,
-        prune, pull, restart, rm, run, save, shell, start, stop, wait,
+        prune, pull, restart, restore, rm, run, save, shell, snapshot, start, stop, wait,
     },
     report::ErrorFormat,
 };
@@ -52,6 +52,11 @@ pub(crate) enum Command {
     Wait(wait::Args),
     /// Say whether a sandbox answers, and how fast.
     Ping(ping::Args),
+    /// Take snapshots of sandboxes, and work with those there are.
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+    /// Create a sandbox from a snapshot and start it.
+    Restore(Box<restore::Args>),
     /// Remove sandboxes with their disks and logs.
     Rm(rm::Args),
     /// Remove sandboxes that do not run.

@@ -20,10 +20,12 @@ pub(crate) mod ping;
 pub(crate) mod prune;
 pub(crate) mod pull;
 pub(crate) mod restart;
+pub(crate) mod restore;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod save;
 pub(crate) mod shell;
+pub(crate) mod snapshot;
 pub(crate) mod start;
 pub(crate) mod stop;
 mod version;
@@ -37,6 +39,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Jobs(command) => return jobs::run(command).await,
         Command::Wait(args) => return wait::run(args).await,
         Command::Shell(args) => return shell::run(args).await,
+        Command::Restore(args) => return restore::run(*args).await,
         Command::Doctor(args) => return doctor::run(&args),
         Command::Cp(args) => cp::run(args).await,
         Command::Create(args) => create::run(*args).await,
@@ -47,6 +50,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ping(args) => ping::run(args).await,
         Command::Prune(args) => prune::run(args).await,
         Command::History(args) => history::run(args).await,
+        Command::Snapshot(command) => snapshot::run(command).await,
         Command::Rm(args) => rm::run(args).await,
         Command::Ls(args) => ls::run(args).await,
         Command::Inspect(args) => inspect::run(args).await,

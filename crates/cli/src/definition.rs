@@ -1,15 +1,29 @@
 //! What `run` and `create` take to define a sandbox.
 
+use anyhow::bail;
 use clap::{Args, ValueEnum};
-use microsandbox::{BootMode, Mebibytes, PullPolicy, Sandbox, SandboxConfig};
+use microsandbox::{
+    BootMode, Mebibytes, PullPolicy, Sandbox, SandboxBuilder, SandboxConfig, Snapshot,
+};
 
 use crate::values::{self, Variable};
 
-/// Options that define a sandbox.
+/// What a new sandbox begins with, and the options that define it.
 #[derive(Debug, Args)]
 pub(crate) struct Definition {
     /// Image, as Docker names it: python, debian:12, 127.0.0.1:5000/team/app
-    image: String,
+    #[arg(required_unless_present = "from_snapshot")]
+    image: Option<String>,
+    /// Begin with a snapshot instead, which says the image: a name, an id or a path
+    #[arg(long, value_name = "SNAPSHOT")]
+    from_snapshot: Option<String>,
+    #[command(flatten)]
+    pub(crate) options: Options,
+}
+
+/// Options that define a sandbox.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
     /// Set a variable for every command; NAME alone takes msb's own value
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = values::variable)]
     env: Vec<Variable>,
@@ -19,15 +33,16 @@ pub(crate) struct Definition {
     /// User of every command: name, uid, user:group or uid:gid [default: the image's]
     #[arg(short, long)]
     user: Option<String>,
-    /// Virtual processors
-    #[arg(long, default_value_t = 1)]
-    cpus: u8,
-    /// Memory: a number of MiB, or one with a unit, such as 2G
-    #[arg(long, default_value = "512M", value_parser = values::memory)]
-    memory: Mebibytes,
-    /// Size of the writable disk, which takes only what is written to it
-    #[arg(long, default_value = "4G", value_parser = values::memory)]
-    disk: Mebibytes,
+    /// Virtual processors [default: 1, or the snapshot's]
+    #[arg(long)]
+    cpus: Option<u8>,
+    /// Memory: a number of MiB, or one with a unit, such as 2G [default: 512M, or the snapshot's]
+    #[arg(long, value_parser = values::memory)]
+    memory: Option<Mebibytes>,
+    /// Size of the writable disk, which takes only what is written to it [default: 4G, or the
+    /// snapshot's]
+    #[arg(long, value_parser = values::memory)]
+    disk: Option<Mebibytes>,
     /// Stop it when nothing has been under way in it for this time, such as 10m
     #[arg(long, value_name = "TIME", value_parser = values::seconds)]
     idle_timeout: Option<u64>,
@@ -78,15 +93,56 @@ impl From<Pull> for PullPolicy {
 impl Definition {
     /// The definition of a sandbox of that name, checked.
     pub(crate) fn into_config(self, name: &str, ephemeral: bool) -> anyhow::Result<SandboxConfig> {
-        let mut builder = Sandbox::builder(name)
-            .image(self.image)
-            .cpus(self.cpus)
-            .memory(self.memory)
-            .oci_upper_size(self.disk)
+        match (self.image, self.from_snapshot) {
+            (Some(_), Some(_)) => bail!("a snapshot says itself which image it needs"),
+            (None, Some(snapshot)) => self.options.restoring(&snapshot, name, ephemeral),
+            (image, None) => {
+                let builder = Sandbox::builder(name).image(image.unwrap_or_default());
+                self.options.apply(builder, ephemeral)
+            }
+        }
+    }
+
+    /// Takes the word that stands where an image would for the first of the command, where a snapshot
+    /// takes the image's place.
+    pub(crate) fn give_back_word(&mut self, command: &mut Vec<String>) {
+        if self.from_snapshot.is_some() {
+            command.splice(0..0, self.image.take());
+        }
+    }
+}
+
+impl Options {
+    /// The definition of a sandbox that begins with a snapshot, checked.
+    pub(crate) fn restoring(
+        self,
+        snapshot: &str,
+        name: &str,
+        ephemeral: bool,
+    ) -> anyhow::Result<SandboxConfig> {
+        let found = Snapshot::open(snapshot)?;
+        let builder = Sandbox::builder(name)
+            .from_snapshot(snapshot)
+            .cpus(found.cpus())
+            .memory(found.memory_mib());
+        self.apply(builder, ephemeral)
+    }
+
+    fn apply(self, builder: SandboxBuilder, ephemeral: bool) -> anyhow::Result<SandboxConfig> {
+        let mut builder = builder
             .envs(self.env.into_iter().filter_map(Variable::resolve))
             .labels(self.label)
             .pull_policy(self.pull.into())
             .ephemeral(ephemeral);
+        if let Some(cpus) = self.cpus {
+            builder = builder.cpus(cpus);
+        }
+        if let Some(memory) = self.memory {
+            builder = builder.memory(memory);
+        }
+        if let Some(disk) = self.disk {
+            builder = builder.oci_upper_size(disk);
+        }
         if let Some(workdir) = self.workdir {
             builder = builder.workdir(workdir);
         }

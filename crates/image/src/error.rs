@@ -247,6 +247,13 @@ pub enum Error {
         text: String,
     },
 
+    /// A manifest is not that of the image it came with.
+    #[error("manifest {digest} is not that of the image in the archive")]
+    ManifestOfOther {
+        /// Digest of the manifest.
+        digest: Digest,
+    },
+
     /// A document is neither a manifest nor an index.
     #[error("document {digest} is not an image manifest or index")]
     ParseManifest {

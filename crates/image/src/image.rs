@@ -38,6 +38,23 @@ impl Image {
         self.digest
     }
 
+    /// The manifest as it came: its digest is the image's.
+    ///
+    /// # Errors
+    /// [`Error::ReadStore`] when the image has been removed.
+    pub fn manifest_bytes(&self) -> Result<Vec<u8>, Error> {
+        self.document(MANIFEST_FILE)
+    }
+
+    pub(crate) fn config_bytes(&self) -> Result<Vec<u8>, Error> {
+        self.document(CONFIG_FILE)
+    }
+
+    fn document(&self, name: &str) -> Result<Vec<u8>, Error> {
+        let path = self.disk.with_file_name(name);
+        fs::read(&path).map_err(|source| Error::ReadStore { path, source })
+    }
+
     /// Digest of the configuration, which Docker calls the image id.
     pub fn config_digest(&self) -> Digest {
         self.config_digest

@@ -16,7 +16,7 @@ use std::thread;
 
 use self::members::{Layer, Members};
 use crate::layer::{self, Promise};
-use crate::manifest::{Descriptor, MAX_MANIFEST_BYTES};
+use crate::manifest::{Descriptor, Document, MAX_MANIFEST_BYTES};
 use crate::progress::{Progress, PullProgress};
 use crate::store::{Draft, ImageStore, LayerState, Lease};
 use crate::{DiffId, Digest, Error, Image, ImageConfig, Reference};
@@ -92,6 +92,33 @@ impl ImageStore {
             self.discard_layers(&made);
         }
         loaded
+    }
+
+    /// Loads the one image of an archive that [`ImageStore::save`] wrote, under the manifest that the image had
+    /// before it was saved, which gives it the digest it had. It gets no name.
+    ///
+    /// # Errors
+    /// As [`ImageStore::load`]; [`Error::ParseManifest`] and [`Error::ManifestOfOther`] when `manifest` is none, or of
+    /// another image.
+    pub fn load_as(
+        &self,
+        source: ArchiveSource,
+        manifest: &[u8],
+        progress: &dyn Progress,
+    ) -> Result<Image, Error> {
+        let lease = self.lease()?;
+        let digest = Digest::of(manifest);
+        if let Some(image) = self.image(&digest)? {
+            return Ok(image);
+        }
+        let other = || Error::ManifestOfOther { digest };
+        let Document::Manifest(document) = Document::parse(manifest)? else { return Err(other()) };
+        let loaded = self.load(source, None, progress)?;
+        let is_it = |image: &&Image| image.config_digest() == document.config.digest;
+        let image = loaded.iter().find(is_it).ok_or_else(other)?;
+        let config = image.config_bytes()?;
+        let draft = Draft { manifest, config: &config, diff_ids: image.diff_ids() };
+        self.publish(&draft, &lease)
     }
 
     fn load_all(

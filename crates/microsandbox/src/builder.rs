@@ -29,6 +29,14 @@ impl SandboxBuilder {
         self
     }
 
+    /// Begins with what a snapshot holds instead of an empty disk: its name or id, or the path of one
+    /// outside of the home (with a `/`). The image is the snapshot's, by digest; so are environment,
+    /// working directory, user, shell and command, where nothing else is set here.
+    pub fn from_snapshot(mut self, name_or_path: impl Into<String>) -> Self {
+        self.config.snapshot = Some(name_or_path.into());
+        self
+    }
+
     /// Virtual processors.
     pub fn cpus(mut self, cpus: u8) -> Self {
         self.config.cpus = cpus;

@@ -17,6 +17,8 @@ pub struct SandboxConfig {
     pub name: String,
     /// Where the root file system comes from.
     pub image: RootfsSource,
+    /// Snapshot it begins with: name, id or path.
+    pub snapshot: Option<String>,
     /// Virtual processors, at least 1.
     pub cpus: u8,
     /// Memory of the guest, MiB, at least 64.
@@ -70,6 +72,7 @@ impl Default for SandboxConfig {
         Self {
             name: String::new(),
             image: RootfsSource::Oci(OciRootfsSource::default()),
+            snapshot: None,
             cpus: 1,
             memory_mib: 512,
             env: Vec::new(),
@@ -112,23 +115,16 @@ impl SandboxConfig {
             return invalid(format!("a sandbox needs at least {MIN_MEMORY_MIB} MiB of memory"));
         }
         let RootfsSource::Oci(image) = &self.image;
-        if image.reference.is_empty() {
-            return invalid("a sandbox needs an image".into());
+        if image.reference.is_empty() && self.snapshot.is_none() {
+            return invalid("a sandbox needs an image, or a snapshot to begin with".into());
         }
         Ok(())
     }
 
     /// Takes from the image what the definition leaves open. The one place where that is decided.
     pub fn merge_image_defaults(&mut self, image: &ImageConfig) {
-        let mut env: Vec<(String, String)> = image
-            .env
-            .iter()
-            .filter_map(|pair| pair.split_once('='))
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .collect();
-        env.retain(|(key, _)| !self.env.iter().any(|(own, _)| own == key));
-        env.append(&mut self.env);
-        self.env = env;
+        let env = image.env.iter().filter_map(|pair| pair.split_once('='));
+        self.merge_env(env.map(|(key, value)| (key.to_owned(), value.to_owned())));
         self.workdir = self.workdir.take().or_else(|| image.working_dir.clone());
         self.user = self.user.take().or_else(|| image.user.clone());
         // A new entrypoint does not take the arguments meant for the image's, as Docker has it.
@@ -136,6 +132,26 @@ impl SandboxConfig {
             self.entrypoint = Some(image.entrypoint.clone());
             self.cmd = self.cmd.take().or_else(|| Some(image.cmd.clone()));
         }
+    }
+
+    /// Takes from the sandbox that a snapshot is of what the definition leaves open.
+    pub(crate) fn inherit(&mut self, source: &Self) {
+        self.merge_env(source.env.iter().cloned());
+        self.workdir = self.workdir.take().or_else(|| source.workdir.clone());
+        self.user = self.user.take().or_else(|| source.user.clone());
+        self.shell = self.shell.take().or_else(|| source.shell.clone());
+        if self.entrypoint.is_none() {
+            self.entrypoint = source.entrypoint.clone();
+            self.cmd = self.cmd.take().or_else(|| source.cmd.clone());
+        }
+    }
+
+    /// Puts variables before the own ones, which win.
+    fn merge_env(&mut self, defaults: impl Iterator<Item = (String, String)>) {
+        let mut env: Vec<(String, String)> =
+            defaults.filter(|(key, _)| !self.env.iter().any(|(own, _)| own == key)).collect();
+        env.append(&mut self.env);
+        self.env = env;
     }
 
     /// The command a run of `args` executes: the entrypoint, then `args` or else the default ones.

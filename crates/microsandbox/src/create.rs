@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::Read,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -24,6 +25,7 @@ use crate::{
     home::{Home, Machinery},
     image,
     names::hostname_from_sandbox_name,
+    snapshot::Origin,
     thread::on_thread,
 };
 
@@ -114,7 +116,8 @@ async fn make(
 ) -> MicrosandboxResult<Sandbox> {
     home.ensure()?;
     let machinery = home.machinery().await?;
-    let (image, _hold) = image::ensure(home, &config, progress).await?;
+    let origin = Origin::find(home, &mut config).await?;
+    let (image, _hold) = origin.image(home, &mut config, progress).await?;
     config.merge_image_defaults(image.config());
     config.manifest_digest = Some(image.digest().to_string());
     let catalogue = home.catalogue().await?;
@@ -126,7 +129,7 @@ async fn make(
     let lock = claim(&catalogue, &dir, &config.name).await?;
     half_made.dir = Some(dir.clone());
     step::reached("create.claimed");
-    format_upper(&dir, config.upper_bytes()).await?;
+    origin.make_upper(&dir, config.upper_bytes()).await?;
     step::reached("create.formatted");
     let new = NewSandbox {
         name: config.name.clone(),
@@ -261,8 +264,7 @@ async fn replace(home: &Home, config: &SandboxConfig) -> MicrosandboxResult<()> 
     }
 }
 
-async fn format_upper(dir: &SandboxDir, size_bytes: u64) -> MicrosandboxResult<()> {
-    let path = dir.upper_path();
+pub(crate) async fn format_upper(path: PathBuf, size_bytes: u64) -> MicrosandboxResult<()> {
     let mut uuid = [0; 16];
     File::open(RANDOM)
         .and_then(|mut random| random.read_exact(&mut uuid))

@@ -119,6 +119,34 @@ pub enum MicrosandboxError {
         /// Digest of the manifest it pins.
         digest: String,
     },
+    /// A snapshot operation stopped.
+    #[error(transparent)]
+    Snapshot(microsandbox_snapshot::Error),
+    /// A snapshot of that name exists.
+    #[error("snapshot '{0}' already exists")]
+    SnapshotAlreadyExists(String),
+    /// The image beneath a snapshot is not in the store and could not be had.
+    #[error("snapshot '{snapshot}' needs the image {reference} with digest {digest}")]
+    SnapshotImageMissing {
+        /// The snapshot's name.
+        snapshot: String,
+        /// What the image was called.
+        reference: String,
+        /// Digest of its manifest.
+        digest: String,
+        /// Why it could not be had.
+        #[source]
+        source: Box<MicrosandboxError>,
+    },
+    /// A snapshot is not what its digests say.
+    #[error("{0}")]
+    SnapshotIntegrity(String),
+    /// There is no such snapshot.
+    #[error("no snapshot is named '{0}'")]
+    SnapshotNotFound(String),
+    /// The sandbox must be stopped for a snapshot of its disk.
+    #[error("sandbox '{0}' is running, and a snapshot of its disk alone would be torn")]
+    SnapshotSandboxRunning(String),
     /// What was asked for cannot be done here.
     #[error("{feature} is available only {available_when}")]
     Unsupported {
@@ -155,6 +183,12 @@ impl MicrosandboxError {
             Self::SandboxNotFound(_) => "sandbox_not_found",
             Self::SandboxNotRunning { .. } => "sandbox_not_running",
             Self::SandboxStillRunning(_) => "sandbox_still_running",
+            Self::Snapshot(_) => "snapshot",
+            Self::SnapshotAlreadyExists(_) => "snapshot_already_exists",
+            Self::SnapshotImageMissing { .. } => "snapshot_image_missing",
+            Self::SnapshotIntegrity(_) => "snapshot_integrity",
+            Self::SnapshotNotFound(_) => "snapshot_not_found",
+            Self::SnapshotSandboxRunning(_) => "snapshot_sandbox_running",
             Self::Unsupported { .. } => "unsupported",
         }
     }
@@ -181,6 +215,17 @@ impl MicrosandboxError {
                 Some(format!("msb stop {name}, or msb rm -f {name}"))
             }
             Self::SandboxImageMissing { .. } => Some("load or pull the same image again".into()),
+            Self::Snapshot(source) => source.hint(),
+            Self::SnapshotAlreadyExists(name) => {
+                Some(format!("msb snapshot rm {name}, or --force to replace it"))
+            }
+            Self::SnapshotImageMissing { .. } => Some(
+                "pull or load the same image, or import the snapshot from an archive made \
+                 --with-image"
+                    .into(),
+            ),
+            Self::SnapshotNotFound(_) => Some("`msb snapshot ls` shows those there are".into()),
+            Self::SnapshotSandboxRunning(name) => Some(format!("msb stop {name}")),
             _ => None,
         }
     }
@@ -224,6 +269,22 @@ impl From<microsandbox_db::Error> for MicrosandboxError {
 impl From<microsandbox_image::Error> for MicrosandboxError {
     fn from(error: microsandbox_image::Error) -> Self {
         Self::Image(error)
+    }
+}
+
+impl From<microsandbox_snapshot::Error> for MicrosandboxError {
+    fn from(error: microsandbox_snapshot::Error) -> Self {
+        use microsandbox_snapshot::Error as Snapshot;
+        match error {
+            Snapshot::AlreadyExists { name } => Self::SnapshotAlreadyExists(name),
+            Snapshot::Name { .. } => Self::InvalidConfig(error.to_string()),
+            Snapshot::NotFound { name } => Self::SnapshotNotFound(name),
+            Snapshot::Manifest { ref source, .. } => {
+                Self::SnapshotIntegrity(format!("{error}: {source}"))
+            }
+            error if error.is_damage() => Self::SnapshotIntegrity(error.to_string()),
+            error => Self::Snapshot(error),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use microsandbox_runtime::{
 use crate::{
     LogEntry, LogOptions, LogSource, LogStream, LogStreamOptions, MicrosandboxError,
     MicrosandboxResult, Sandbox, SandboxConfig, SandboxFilter, SandboxMetrics, SandboxStatus,
-    SandboxStopResult,
+    SandboxStopResult, Snapshot,
     config::STOP_TIMEOUT,
     create::{self, Mode},
     history,
@@ -282,6 +282,14 @@ impl SandboxHandle {
     /// As [`Sandbox::stop`].
     pub async fn kill(&self) -> MicrosandboxResult<()> {
         self.stop_within(Duration::ZERO).await.map(drop)
+    }
+
+    /// Takes a snapshot of its disk while it is stopped. See [`Snapshot::create`].
+    ///
+    /// # Errors
+    /// As [`Snapshot::create`].
+    pub async fn snapshot(&self, name: impl Into<String>) -> MicrosandboxResult<Snapshot> {
+        Snapshot::builder(name).from_sandbox(self.name()).create().await
     }
 
     /// Removes it while it is stopped: definition, disk, logs.

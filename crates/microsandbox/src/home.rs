@@ -11,6 +11,7 @@ use microsandbox_runtime::{
     Accel, Guest, GuestStore, KvmProbe, Program, SandboxDir, SelectedVmm, VmmChoice, find_qemu,
     host_tsc_khz, own_program, probe_kvm, select_vmm,
 };
+use microsandbox_snapshot::SnapshotStore;
 
 use crate::{
     BootMode, MicrosandboxError, MicrosandboxResult, env, names::validate_sandbox_name,
@@ -24,8 +25,6 @@ pub(crate) struct Home {
     vmm: VmmChoice,
     boot: BootMode,
     kernel: Option<PathBuf>,
-    kernel_arguments: String,
-    skip_probe: bool,
     log: String,
 }
 
@@ -54,16 +53,8 @@ impl Home {
             }
         };
         let kernel = env::read(env::MSB_KERNEL).map(PathBuf::from).map(absolute).transpose()?;
-        let kernel_arguments = env::read_text(env::MSB_KERNEL_ARGS).unwrap_or_default();
-        let skip_probe = match env::read_text(env::MSB_KVM_PROBE).as_deref() {
-            None | Some("auto") => false,
-            Some("skip") => true,
-            Some(other) => {
-                return Err(invalid(format!("MSB_KVM_PROBE is {other:?}, not auto or skip")));
-            }
-        };
         let log = env::read_text(env::MSB_LOG).unwrap_or_else(|| "warn".into());
-        Ok(Self { root, vmm, boot, kernel, kernel_arguments, skip_probe, log })
+        Ok(Self { root, vmm, boot, kernel, log })
     }
 
     /// The directory of all state.
@@ -73,6 +64,10 @@ impl Home {
 
     pub(crate) fn images(&self) -> ImageStore {
         ImageStore::open(self.root.join("images"))
+    }
+
+    pub(crate) fn snapshots(&self) -> SnapshotStore {
+        SnapshotStore::open(self.root.join("snapshots"))
     }
 
     /// The catalogue for writing, made where it is missing.
@@ -109,8 +104,8 @@ impl Home {
         let guest = builds.unpack(&crate::carried::GUEST)?;
         #[cfg(not(feature = "embed-guest"))]
         let guest = builds.current();
-        let kernel = self.kernel.clone().unwrap_or_else(|| guest.kernel.clone());
-        Ok(Guest { kernel, arguments: self.kernel_arguments.clone(), ..guest })
+        let kernel = self.kernel.clone().unwrap_or(guest.kernel);
+        Ok(Guest { kernel, initramfs: guest.initramfs })
     }
 
     /// The program that supervises sandboxes: this one if it can, else an installed `msb`.
@@ -135,10 +130,6 @@ impl Home {
 
     /// Whether KVM runs guest code here. Blocks for up to half a second, once per boot of the host.
     pub(crate) fn probe(&self, program: &Program) -> KvmProbe {
-        if self.skip_probe {
-            let detail = "taken to work, as MSB_KVM_PROBE says".into();
-            return KvmProbe { works: true, detail, took_us: 0 };
-        }
         probe_kvm(program, &self.root.join("kvm-probe.json"))
     }
 

@@ -268,12 +268,14 @@ impl Image {
     }
 }
 
-/// Images that sandboxes need.
+/// Images that sandboxes and snapshots need.
 async fn pins(home: &Home) -> MicrosandboxResult<Vec<Digest>> {
-    let pinned = match home.existing_catalogue()? {
+    // Snapshots last: a sandbox that is removed meanwhile may have left one.
+    let mut pinned = match home.existing_catalogue()? {
         Some(catalogue) => catalogue.pinned_manifests().await?,
         None => Vec::new(),
     };
+    pinned.extend(home.snapshots().pinned_images()?);
     Ok(pinned.iter().filter_map(|text| text.parse().ok()).collect())
 }
 
@@ -352,12 +354,31 @@ pub(crate) async fn ensure(
     progress: &dyn Progress,
 ) -> MicrosandboxResult<(StoredImage, ImageHold)> {
     let RootfsSource::Oci(source) = &config.image;
-    let reference = parse(&source.reference)?;
+    ensure_as(home, &parse(&source.reference)?, config, progress).await
+}
+
+/// As [`ensure`], by another reference than the definition's.
+pub(crate) async fn ensure_as(
+    home: &Home,
+    reference: &Reference,
+    config: &SandboxConfig,
+    progress: &dyn Progress,
+) -> MicrosandboxResult<(StoredImage, ImageHold)> {
     let (store, options) = (home.images(), pull_options()?.with_policy(config.pull_policy.into()));
-    let image = store.pull(&reference, &options, progress).await?;
-    let gone = microsandbox_image::Error::NotCached { reference: reference.into() };
+    let image = store.pull(reference, &options, progress).await?;
+    let gone = microsandbox_image::Error::NotCached { reference: reference.clone().into() };
     let hold = store.hold(&image)?.ok_or(gone)?;
     Ok((image, hold))
+}
+
+/// The image of that digest, held until the catalogue pins it, if it is in the store.
+pub(crate) fn stored(
+    home: &Home,
+    digest: &Digest,
+) -> MicrosandboxResult<Option<(StoredImage, ImageHold)>> {
+    let store = home.images();
+    let Some(image) = store.image(digest)? else { return Ok(None) };
+    Ok(store.hold(&image)?.map(|hold| (image, hold)))
 }
 
 /// The image a sandbox was made from.

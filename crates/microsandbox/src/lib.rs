@@ -44,6 +44,7 @@ mod logs;
 mod metrics;
 mod names;
 mod sandbox;
+mod snapshot;
 mod status;
 mod terminal;
 mod thread;
@@ -79,6 +80,9 @@ pub use microsandbox_runtime::{
 };
 pub use names::{MAX_HOSTNAME_BYTES, MAX_SANDBOX_NAME_BYTES, validate_sandbox_name};
 pub use sandbox::{Sandbox, SandboxStopResult};
+pub use snapshot::{
+    Snapshot, SnapshotBuilder, SnapshotConfig, SnapshotLoadOptions, SnapshotSaveOptions,
+};
 pub use status::SandboxStatus;
 
 /// Stops this process at a step of a sandbox's life; for tests that kill it there.

@@ -107,8 +107,8 @@ pub async fn launch(
     let supervisor = command.spawn().map_err(failed)?;
     drop(command);
     let handed_over =
-        handover::send(&control, Role::Supervisor, &(config, step::armed()), &[lock.as_fd()]);
-    control.set_nonblocking(true).map_err(failed)?;
+        handover::send(&control, Role::Supervisor, &(config, step::armed()), &[lock.as_fd()])
+            .and_then(|()| control.set_nonblocking(true));
     let control = UnixStream::from_std(control).map_err(failed)?;
     drop(lock);
     let mut owner = Owner { control, supervisor: Some(supervisor) };

@@ -10,7 +10,13 @@ use super::Fault;
 const EDGES: &[(&str, &[&str])] = &[
     (
         "microsandbox",
-        &["microsandbox-archive", "microsandbox-db", "microsandbox-image", "microsandbox-runtime"],
+        &[
+            "microsandbox-archive",
+            "microsandbox-db",
+            "microsandbox-image",
+            "microsandbox-runtime",
+            "microsandbox-snapshot",
+        ],
     ),
     ("microsandbox-agent", &["microsandbox-archive", "microsandbox-protocol"]),
     ("microsandbox-archive", &[]),
@@ -21,6 +27,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("microsandbox-network", &[]),
     ("microsandbox-protocol", &[]),
     ("microsandbox-runtime", &["microsandbox-network", "microsandbox-protocol"]),
+    ("microsandbox-snapshot", &["microsandbox-archive"]),
     ("xtask", &[]),
 ];
 

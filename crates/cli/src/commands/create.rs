@@ -22,7 +22,7 @@ pub(crate) struct Args {
 /// Creates the sandbox, starts it, and says its name.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut interrupts = Interrupts::catch().context("catch signals")?;
-    let quiet = args.definition.quiet;
+    let quiet = args.definition.options.quiet;
     let config = args.definition.into_config(&args.name, false)?;
     let sandbox = boot::create(config, Life::Detached, quiet, &mut interrupts).await?;
     boot::run_of(&sandbox, quiet).await?;

@@ -52,6 +52,7 @@ struct Logs {
 struct Config {
     image: String,
     manifest_digest: Option<String>,
+    from_snapshot: Option<String>,
     pull_policy: PullPolicy,
     upper_size_mib: Option<u32>,
     cpus: u8,
@@ -105,6 +106,7 @@ impl Inspection {
             config: Config {
                 image: image.reference,
                 manifest_digest: config.manifest_digest,
+                from_snapshot: config.snapshot,
                 pull_policy: config.pull_policy,
                 upper_size_mib: image.upper_size_mib,
                 cpus: config.cpus,

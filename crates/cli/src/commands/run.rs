@@ -41,12 +41,13 @@ pub(crate) struct Args {
 }
 
 /// Runs the command; its exit code is msb's.
-pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     let mut interrupts = Interrupts::catch().context("catch signals")?;
     let ephemeral = args.name.is_none();
-    let quiet = args.definition.quiet;
+    let quiet = args.definition.options.quiet;
     let name = args.name.clone().unwrap_or_else(random_name);
+    args.definition.give_back_word(&mut args.command);
     let config = args.definition.into_config(&name, ephemeral)?;
     let sandbox = boot::create(config, Life::Attached, quiet, &mut interrupts).await?;
     let ready = Instant::now();

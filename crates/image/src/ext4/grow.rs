@@ -28,6 +28,9 @@ const INODES_PER_BLOCK: u64 = 16;
 const META_BG: u32 = 0x10;
 const BIT64: u32 = 0x80;
 
+/// Feature: the journal has something to be replayed.
+const RECOVER: u32 = 0x4;
+
 /// Blocks that a last group must have free to be worth its own metadata; `mke2fs` has the same figure.
 const WORTH_BLOCKS: u64 = 50;
 
@@ -39,8 +42,17 @@ const WORTH_BLOCKS: u64 = 50;
 /// # Errors
 /// [`Error::Ext4`] when the disk is none of ours or cannot be written.
 pub fn grow(path: &Path, size_bytes: u64) -> Result<(), Error> {
-    // Replays the journal: what is in it belongs to the old size.
-    UpperDisk::edit(path)?.finish()?;
+    let failed = |source: Cause| Error::Ext4 {
+        action: "grow",
+        disk: path.to_owned(),
+        entry: "".into(),
+        source: io::Error::other(source),
+    };
+    // What is in the journal belongs to the old size. A guest that ended in order left none, and that is
+    // all that can be said of the journal of a disk that a guest has used: it has checksums then.
+    if needs_replay(path).map_err(failed)? {
+        UpperDisk::edit(path)?.finish()?;
+    }
     let grow = || -> Result<(), Cause> {
         let file = File::options().read(true).write(true).open(path)?;
         let size_bytes = size_bytes.next_multiple_of(BLOCK_BYTES);
@@ -49,12 +61,13 @@ pub fn grow(path: &Path, size_bytes: u64) -> Result<(), Error> {
         }
         Grown::read(file)?.grow(size_bytes / BLOCK_BYTES)
     };
-    grow().map_err(|source| Error::Ext4 {
-        action: "grow",
-        disk: path.to_owned(),
-        entry: "".into(),
-        source: io::Error::other(source),
-    })
+    grow().map_err(failed)
+}
+
+fn needs_replay(path: &Path) -> Result<bool, Cause> {
+    let mut raw = vec![0; Superblock::LEN];
+    File::open(path)?.read_exact_at(&mut raw, 1024)?;
+    Ok(Superblock::decode(&raw)?.feature_incompat & RECOVER != 0)
 }
 
 /// A file system while it grows.

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
-use microsandbox::{MicrosandboxError, Sandbox, SandboxHandle, env};
+use microsandbox::{MicrosandboxError, Sandbox, SandboxHandle, Snapshot, env};
 use tokio::time::timeout;
 
 use self::{
@@ -23,6 +23,7 @@ use crate::{
     directory,
     lifecycle::{eventually, pid_in_record, processes_of},
     runtime, sandbox,
+    snapshots::snapshots_left,
 };
 
 /// Longest wait for an end.
@@ -77,6 +78,9 @@ const CASES: &[Case] = &[
     ("replace", "replace.removed", &[(Owner, Nothing)]),
     ("remove", "remove.locked", &[(Owner, Kept)]),
     ("remove", "remove.undefined", &[(Owner, Nothing)]),
+    ("snapshot", "snapshot.locked", &[(Owner, Kept)]),
+    ("snapshot", "snapshot.copied", &[(Owner, Kept)]),
+    ("restore", "create.formatted", &[(Owner, Nothing)]),
 ];
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -151,7 +155,23 @@ async fn survive(
         (Some(handle), Kept | Either) => use_again(&handle, has_data).await?,
         (handle, _) => bail!("found {handle:?}"),
     }
+    if matches!(operation, "snapshot" | "restore") {
+        no_snapshot_is_left(name).await?;
+    }
     clear_away(name).await
+}
+
+/// Removes the snapshot, if there is one, and looks for halves of one.
+async fn no_snapshot_is_left(name: &str) -> Result<()> {
+    match Snapshot::remove(name).await {
+        Ok(()) | Err(MicrosandboxError::SnapshotNotFound(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // Another test may be at one of its own.
+    eventually("no half-made snapshot", async || {
+        Ok(!snapshots_left().iter().any(|name| name.starts_with('.')))
+    })
+    .await
 }
 
 /// Ends the processes of a test that fails: one that is stopped would stay for good.
@@ -181,6 +201,10 @@ async fn set_up(operation: &str, name: &str) -> Result<()> {
     if matches!(operation, "exec" | "stop" | "replace") {
         Sandbox::start_detached(name).await?;
     }
+    if operation == "restore" {
+        Sandbox::get(name).await?.snapshot(name).await?;
+        Sandbox::remove(name).await?;
+    }
     Ok(())
 }
 
@@ -205,6 +229,8 @@ async fn operate(operation: &str, name: &str) -> Result<()> {
         "stop" => Sandbox::get(name).await?.connect().await?.stop().await?,
         "replace" => drop(sandbox(name).replace().create().await?),
         "remove" => Sandbox::remove(name).await?,
+        "snapshot" => drop(Sandbox::get(name).await?.snapshot(name).await?),
+        "restore" => drop(Sandbox::builder(name).from_snapshot(name).memory(192).create().await?),
         other => bail!("no operation is called {other}"),
     }
     Ok(())

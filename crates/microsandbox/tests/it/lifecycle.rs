@@ -80,7 +80,7 @@ pub(crate) fn pid_in_record(name: &str, member: &str) -> Result<String> {
     Ok(digits)
 }
 
-fn kill_9(pid: &str) -> Result<()> {
+pub(crate) fn kill_9(pid: &str) -> Result<()> {
     ensure!(Command::new("kill").args(["-9", pid]).status()?.success(), "kill {pid}");
     Ok(())
 }

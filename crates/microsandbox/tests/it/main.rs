@@ -13,6 +13,7 @@ mod kills;
 mod lifecycle;
 mod limits;
 mod metrics;
+mod snapshots;
 mod stuck;
 mod templates;
 
@@ -85,6 +86,7 @@ fn trials() -> Vec<Trial> {
         metrics::trials(),
         stuck::trials(),
         templates::trials(),
+        snapshots::trials(),
     ];
     trials.into_iter().flatten().collect()
 }

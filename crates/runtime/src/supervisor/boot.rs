@@ -33,7 +33,6 @@ pub(super) fn vm_spec(config: &LaunchConfig) -> VmSpec {
         memory_mib: config.memory_mib,
         kernel: config.guest.kernel.clone(),
         initramfs: config.guest.initramfs.clone(),
-        arguments: config.guest.arguments.clone(),
         disks: vec![
             disk("lower", config.lower.clone(), DiskFormat::Vmdk, true),
             disk("upper", dir.upper_path(), DiskFormat::Raw, false),
