@@ -18,33 +18,59 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use microsandbox_protocol::{BootFailed, BootStage, Bootstrap};
+use microsandbox_protocol::{BootFailed, BootStage, Bootstrap, Root};
 use nix::errno::Errno;
 
 use crate::error::Error;
 
+pub(crate) use identity::Identity;
 pub(crate) use pseudo::prepare;
 
 /// Result of one step of the boot.
 type Step<T> = Result<T, Error>;
 
-/// Turns this machine into the sandbox; gives the directory of the writable layer.
+/// The root file system, put together and made that of every process.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    root: Root,
+    /// The directory of the writable layer.
+    upper: OwnedFd,
+}
+
+/// Puts the root file system together.
 ///
 /// # Errors
 /// [`Error::Boot`].
-pub(crate) fn become_sandbox(bootstrap: &Bootstrap) -> Step<OwnedFd> {
+pub(crate) fn mount(root: &Root) -> Step<Mounted> {
+    let upper = root::mount(root)?;
+    root::switch()?;
+    Ok(Mounted { root: root.clone(), upper })
+}
+
+/// Turns this machine into the sandbox, on the root that is `mounted` already, if one is; gives the
+/// directory of the writable layer.
+///
+/// # Errors
+/// [`Error::Boot`].
+pub(crate) fn become_sandbox(
+    bootstrap: &Bootstrap,
+    mounted: Option<Mounted>,
+) -> Step<(OwnedFd, Identity)> {
     // First: nothing may draw random numbers that a sibling from the same template draws too.
     identity::seed(&bootstrap.entropy)?;
     identity::set_clock(bootstrap.wall_clock)?;
-    let upper = root::mount(&bootstrap.root)?;
-    root::switch()?;
-    identity::assume(&bootstrap.hostname)?;
+    let mounted = match mounted {
+        Some(mounted) if mounted.root == bootstrap.root => mounted,
+        Some(_) => return Err(failed(BootStage::MountLower, "another root")(Errno::EBUSY)),
+        None => mount(&bootstrap.root)?,
+    };
+    let identity = Identity::assume(&bootstrap.hostname)?;
     if let Some(cwd) = &bootstrap.defaults.cwd {
         // As Docker does for an image whose working directory is in no layer. A command that needs
         // it and cannot have it says so itself.
         let _ = std::fs::create_dir_all(Path::new("/").join(cwd));
     }
-    Ok(upper)
+    Ok((mounted.upper, identity))
 }
 
 /// What the host is told of a boot that failed.

@@ -210,6 +210,16 @@ impl Engine {
         self.streams.borrow().contains_key(&stream) || self.jobs.has_viewer(stream)
     }
 
+    /// Kills the command of every client and forgets the clients, who are those of another machine.
+    pub(crate) fn forget_clients(&self) {
+        let streams: Vec<_> = self.streams.borrow().keys().copied().collect();
+        for stream in streams {
+            self.with(stream, |session| session.family.kill_all());
+            self.forget(stream);
+        }
+        self.jobs.leave_all();
+    }
+
     fn forget(&self, stream: StreamId) {
         if let Some(stream) = self.streams.borrow_mut().remove(&stream) {
             stream.task.abort();

@@ -214,6 +214,13 @@ impl Jobs {
         }
     }
 
+    /// Nobody looks at any job any more.
+    pub(crate) fn leave_all(&self) {
+        for (_, viewer) in self.viewers.borrow_mut().drain() {
+            viewer.stop();
+        }
+    }
+
     /// Sends `signal` to every job.
     pub(crate) fn signal(&self, signal: Signal) {
         for job in self.jobs.borrow().values() {

@@ -16,7 +16,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use microsandbox_protocol::{
-    Frame, FrameDecoder, HEADER_LEN, Kind, MAX_BULK_LEN, Message, StreamId,
+    Frame, FrameDecoder, HEADER_LEN, Held, Kind, MAX_BULK_LEN, Message, StreamId,
 };
 use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
@@ -72,10 +72,22 @@ struct Queues {
     bulk: RefCell<VecDeque<(Piece, oneshot::Sender<()>)>>,
     spare: RefCell<Vec<Piece>>,
     writing: Cell<bool>,
+    hold: Cell<Hold>,
     /// Something waits to be written.
     filled: Notify,
     /// Control frames were taken, or nothing waits any more.
     emptied: Notify,
+}
+
+/// Whether anything is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Hold {
+    #[default]
+    No,
+    /// Not after the frame that is being written and one that says so.
+    Asked,
+    /// Not until the release.
+    Told,
 }
 
 /// Control bytes above which no more work is taken on until the host has read some.
@@ -109,6 +121,25 @@ impl Outbox {
         self.0.filled.notify_one();
         // The writer drops the sender only when the host has gone; nobody waits for bytes then.
         let _ = is_taken.await;
+    }
+
+    /// Writes nothing more, after a last frame that says so.
+    pub(crate) fn hold(&self) {
+        self.0.hold.set(Hold::Asked);
+        self.0.filled.notify_one();
+    }
+
+    /// Goes on after a hold.
+    pub(crate) fn release(&self) {
+        self.0.hold.set(Hold::No);
+        self.0.filled.notify_one();
+    }
+
+    /// Drops what waits to be written, and tells nobody: those who wait for it are gone.
+    pub(crate) fn discard(&self) {
+        self.0.control.borrow_mut().clear();
+        self.0.bulk.borrow_mut().clear();
+        self.0.emptied.notify_waiters();
     }
 
     /// Returns when the host keeps up with control frames: more work may be taken on.
@@ -154,6 +185,10 @@ impl Outbox {
     async fn write(&self, port: &AsyncFd<OwnedFd>) -> Result<Infallible, Errno> {
         let mut control = Vec::new();
         loop {
+            if self.0.hold.get() != Hold::No {
+                self.stand_still(port).await?;
+                continue;
+            }
             std::mem::swap(&mut control, &mut *self.0.control.borrow_mut());
             let next = if control.is_empty() { self.0.bulk.borrow_mut().pop_front() } else { None };
             self.0.writing.set(true);
@@ -172,6 +207,17 @@ impl Outbox {
                 self.0.filled.notified().await;
             }
         }
+    }
+
+    /// Says once that nothing more comes; returns when something about the hold may have changed.
+    async fn stand_still(&self, port: &AsyncFd<OwnedFd>) -> Result<(), Errno> {
+        self.0.writing.set(false);
+        if self.0.hold.replace(Hold::Told) == Hold::Asked {
+            let held = Held {}.to_frame(0);
+            return write_all(port, &[&held.header()[..], &held.body].concat()).await;
+        }
+        self.0.filled.notified().await;
+        Ok(())
     }
 
     /// Takes back a piece that is not needed.

@@ -7,7 +7,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use microsandbox_protocol::{
-    ExecDefaults, Frame, FrameDecoder, Kind, Message, Ping, Pong, Ready, Shutdown, Unsupported,
+    ExecDefaults, Frame, FrameDecoder, Kind, Message, Ping, Pong, Ready, Rebirth, Shutdown,
+    Unsupported,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -15,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::timeout;
 
+use crate::boot::{self, Identity};
 use crate::cgroup::Cgroups;
 use crate::error::Error;
 use crate::exec::{Engine, Ground, Whom};
@@ -51,6 +53,8 @@ pub(crate) struct Setup {
     pub agent: File,
     pub null: File,
     pub scope: Scope,
+    /// What this machine is; none where the machine is not ours.
+    pub identity: Option<Identity>,
 }
 
 /// Time for processes to go once they were killed; one that stays is stuck in the kernel.
@@ -63,16 +67,19 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// What makes going on impossible: a port, a reaper or an event loop that fails.
-pub(crate) fn run(setup: Setup, ready: impl FnOnce() -> Ready) -> Result<End, Error> {
+pub(crate) fn run(setup: Setup, ready: impl Fn() -> Ready + 'static) -> Result<End, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build()
         .map_err(Error::Runtime)?;
-    LocalSet::new().block_on(&runtime, async { Agent::new(setup)?.live(ready).await })
+    LocalSet::new().block_on(&runtime, async { Agent::new(setup, Box::new(ready))?.live().await })
 }
 
 struct Agent {
+    /// Tells that commands can run.
+    ready: Box<dyn Fn() -> Ready>,
+    identity: Option<Identity>,
     port: Rc<AsyncFd<OwnedFd>>,
     inbox: Inbox,
     outbox: Outbox,
@@ -84,13 +91,15 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(setup: Setup) -> Result<Self, Error> {
-        let Setup { port, decoder, defaults, cgroups, agent, null, scope } = setup;
+    fn new(setup: Setup, ready: Box<dyn Fn() -> Ready>) -> Result<Self, Error> {
+        let Setup { port, decoder, defaults, cgroups, agent, null, scope, identity } = setup;
         let port = Rc::new(watch(port).map_err(Error::Runtime)?);
         let outbox = Outbox::default();
         let reaper = Rc::new(Reaper::new().map_err(Error::Runtime)?);
         let ground = Ground { defaults, cgroups, agent, null, is_root: geteuid().is_root() };
         Ok(Self {
+            ready,
+            identity,
             inbox: Inbox::new(Rc::clone(&port), decoder),
             engine: Engine::new(ground, outbox.clone(), Rc::clone(&reaper)),
             port,
@@ -101,8 +110,8 @@ impl Agent {
         })
     }
 
-    async fn live(mut self, ready: impl FnOnce() -> Ready) -> Result<End, Error> {
-        self.outbox.control(0, &ready());
+    async fn live(mut self) -> Result<End, Error> {
+        self.outbox.control(0, &(self.ready)());
         let (port, outbox) = (Rc::clone(&self.port), self.outbox.clone());
         let (reaper, engine) = (Rc::clone(&self.reaper), Rc::clone(&self.engine));
         tokio::select! {
@@ -154,8 +163,26 @@ impl Agent {
                 Ok(Shutdown { grace_ms }) => self.shut_down(grace_ms),
                 Err(_) => self.outbox.control(0, &Unsupported { kind: frame.kind }),
             },
+            (Some(Kind::Hold), 0) => self.outbox.hold(),
+            (Some(Kind::Release), 0) => self.outbox.release(),
+            (Some(Kind::Rebirth), 0) => match Rebirth::from_frame(&frame) {
+                Ok(rebirth) => self.be_reborn(&rebirth),
+                Err(_) => self.outbox.control(0, &Unsupported { kind: frame.kind }),
+            },
             _ => self.engine.handle(frame),
         }
+    }
+
+    /// Becomes another machine than the one that was saved, with another host, before this returns.
+    fn be_reborn(&mut self, rebirth: &Rebirth) {
+        self.engine.forget_clients();
+        self.outbox.discard();
+        let changed = self.identity.as_mut().map_or(Ok(()), |identity| identity.change(rebirth));
+        match changed {
+            Ok(()) => self.outbox.control(0, &(self.ready)()),
+            Err(error) => self.outbox.control(0, &boot::failure(&error)),
+        }
+        self.outbox.release();
     }
 
     fn shut_down(&mut self, grace_ms: u32) {

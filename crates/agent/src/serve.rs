@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 
-use microsandbox_protocol::{BootTimings, Stopped};
+use microsandbox_protocol::{BootTimings, Message, Mounted, Stopped};
 
 use crate::error::Error;
 use crate::init::{now_us, ready};
@@ -25,7 +25,13 @@ pub(crate) fn serve() -> Result<(), Error> {
     let port = io::stdin().as_fd().try_clone_to_owned().map_err(Error::Runtime)?;
     let mut handshake = Handshake::new(port, Absence::Final)?;
     handshake.greet()?;
-    let Start::Boot(bootstrap) = handshake.start()? else { return Ok(()) };
+    let bootstrap = loop {
+        match handshake.start()? {
+            Start::Boot(bootstrap) => break bootstrap,
+            Start::Mount(_) => handshake.send(&Mounted {}.to_frame(0))?,
+            Start::Shutdown => return Ok(()),
+        }
+    };
     let (port, decoder) = handshake.into_parts();
     let last = port.as_fd().try_clone_to_owned().map_err(Error::Runtime)?;
     let setup = Setup {
@@ -36,9 +42,10 @@ pub(crate) fn serve() -> Result<(), Error> {
         agent,
         null,
         scope: Scope::Commands,
+        identity: None,
     };
     let timings = BootTimings { init_us: begun, ..BootTimings::default() };
-    match run::run(setup, || ready(timings))? {
+    match run::run(setup, move || ready(timings))? {
         End::Shutdown => send_last(last, &Stopped {}),
         End::HostGone => Ok(()),
     }

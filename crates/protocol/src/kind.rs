@@ -48,6 +48,19 @@ kinds! {
     /// Answer to a kind the receiver does not know: [`crate::Unsupported`].
     Unsupported = 9,
 
+    /// Host to agent, in a machine that was restored while it took commands: [`crate::Rebirth`].
+    Rebirth = 10,
+    /// Host to agent, before `Bootstrap`: put the root file system together, [`crate::Mount`].
+    Mount = 11,
+    /// Agent to host: it is, [`crate::Mounted`].
+    Mounted = 12,
+    /// Host to agent: say nothing more, [`crate::Hold`].
+    Hold = 13,
+    /// Agent to host, last frame before a release: nothing more comes, [`crate::Held`].
+    Held = 14,
+    /// Host to agent: go on after a hold, [`crate::Release`].
+    Release = 15,
+
     /// Client to agent, opens a stream: [`crate::Exec`].
     Exec = 16,
     /// The command runs: [`crate::ExecStarted`].

@@ -27,8 +27,8 @@ mod message;
 mod metrics;
 
 pub use boot::{
-    BootFailed, BootStage, BootTimings, Bootstrap, Disk, ExecDefaults, Ready, Root, Timestamp,
-    Upper,
+    BootFailed, BootStage, BootTimings, Bootstrap, Disk, ExecDefaults, Held, Hold, Mount, Mounted,
+    Ready, Rebirth, Release, Root, Timestamp, Upper,
 };
 pub use control::{
     Credit, Drain, Ended, Kill, Ping, Pong, Shutdown, Stop, Stopped, Unsupported, Welcome,

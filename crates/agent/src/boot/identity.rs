@@ -5,8 +5,9 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-use microsandbox_protocol::{BootStage, Timestamp};
+use microsandbox_protocol::{BootStage, Rebirth, Timestamp};
 use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 use nix::unistd::sethostname;
@@ -35,29 +36,101 @@ pub(super) fn set_clock(now: Timestamp) -> Step<()> {
     clock_settime(ClockId::CLOCK_REALTIME, time).map_err(failed(BootStage::Clock, "CLOCK_REALTIME"))
 }
 
-/// Takes on the name, and writes the files that tell it where the image has none.
-pub(super) fn assume(hostname: &str) -> Step<()> {
-    let stage = BootStage::Identity;
-    sethostname(hostname).map_err(failed(stage, hostname))?;
+/// What this machine has been told to be, and the files that tell it to its programs.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    hostname: String,
+    /// Files that the agent wrote, because the image has none, with their content.
+    files: Vec<(&'static str, String)>,
+}
+
+impl Identity {
+    /// Takes on the name, and writes the files that tell it where the image has none.
+    pub(super) fn assume(hostname: &str) -> Step<Self> {
+        sethostname(hostname).map_err(failed(BootStage::Identity, hostname))?;
+        // A directory that is there costs nothing; one that cannot be made shows in the first file.
+        let _ = fs::create_dir("/etc");
+        let mut files = files_of(hostname)?;
+        files.retain(|(path, _)| is_unset(Path::new(path)));
+        write_all(&files)?;
+        Ok(Self { hostname: hostname.to_owned(), files })
+    }
+
+    /// Becomes another machine than the one whose state this one was restored from.
+    ///
+    /// Files that are no longer as they were written belong to whoever changed them.
+    ///
+    /// # Errors
+    /// [`Error::Boot`](crate::Error::Boot); the machine must not go on then.
+    pub(crate) fn change(&mut self, rebirth: &Rebirth) -> Step<()> {
+        // First: nothing may draw random numbers that the other machine draws too.
+        seed(&rebirth.entropy)?;
+        set_clock(rebirth.wall_clock)?;
+        let hostname = rebirth.hostname.as_ref().unwrap_or(&self.hostname).clone();
+        sethostname(&hostname).map_err(failed(BootStage::Identity, &hostname))?;
+        let ours = |path: &str| {
+            let written = self.files.iter().find(|(ours, _)| *ours == path);
+            written
+                .is_some_and(|(path, text)| fs::read(path).is_ok_and(|now| now == text.as_bytes()))
+        };
+        let mut files = files_of(&hostname)?;
+        files.retain(|(path, _)| ours(path));
+        write_all(&files)?;
+        (self.hostname, self.files) = (hostname, files);
+        change_boot_id()
+    }
+}
+
+/// The files of an identity. The machine id is drawn anew each time.
+fn files_of(hostname: &str) -> Step<Vec<(&'static str, String)>> {
     let hosts = format!(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
          127.0.1.1\t{hostname}\n"
     );
-    let files = [
+    Ok(vec![
         ("/etc/hostname", format!("{hostname}\n")),
         ("/etc/hosts", hosts),
         ("/etc/machine-id", machine_id()?),
-    ];
-    // A directory that is there costs nothing; one that cannot be made shows in the first file.
-    let _ = fs::create_dir("/etc");
+    ])
+}
+
+fn write_all(files: &[(&'static str, String)]) -> Step<()> {
     for (path, content) in files {
-        if is_unset(Path::new(path)) {
-            fs::write(path, content).map_err(|error| failed(stage, path)(errno(&error)))?;
-        }
+        fs::write(path, content)
+            .map_err(|error| failed(BootStage::Identity, *path)(errno(&error)))?;
     }
     Ok(())
 }
+
+/// Covers the boot id, which the kernel draws once and may have told already.
+fn change_boot_id() -> Step<()> {
+    let stage = BootStage::Identity;
+    let id = File::open(NEW_UUID).and_then(|mut drawn| {
+        let mut id = String::new();
+        drawn.read_to_string(&mut id).map(|_| id)
+    });
+    let id = id.map_err(|error| failed(stage, NEW_UUID)(errno(&error)))?;
+    // That of an earlier rebirth; there may be none.
+    let _ = umount2(BOOT_ID, MntFlags::MNT_DETACH);
+    let _ = fs::remove_file(BOOT_ID_COVER);
+    fs::write(BOOT_ID_COVER, id).map_err(|error| failed(stage, BOOT_ID_COVER)(errno(&error)))?;
+    let (source, none) = (Some(BOOT_ID_COVER), None::<&str>);
+    mount(source, BOOT_ID, none, MsFlags::MS_BIND, none).map_err(failed(stage, BOOT_ID))?;
+    // Its name is of no use to anybody; the mount keeps the file.
+    let _ = fs::remove_file(BOOT_ID_COVER);
+    let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(none, BOOT_ID, none, read_only, none).map_err(failed(stage, BOOT_ID))
+}
+
+/// Drawn once for each boot, at the first read (`proc_do_uuid` in `drivers/char/random.c`).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Drawn for each reader, by the same function.
+const NEW_UUID: &str = "/proc/sys/kernel/random/uuid";
+
+/// What the boot id is covered with, on the way there.
+const BOOT_ID_COVER: &str = "/run/.msb-boot-id";
 
 /// Whether a file of the image is missing or empty. A link, a device, a directory is its own choice.
 fn is_unset(path: &Path) -> bool {

@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    Credit, ExecExited, ExecFailed, ExecFailure, ExitStatus, Frame, Hello, Kill, Kind, Message,
-    Ping, Pong, Shutdown, Stopped, Unsupported,
+    Credit, Exec, ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus, Frame,
+    Held, Hello, Hold, JobCall, JobInfo, JobOperation, Jobs, Kill, Kind, Message, Ping, Pong,
+    Ready, Rebirth, Release, Shutdown, StdinMode, Stopped, Timestamp, Unsupported,
 };
 
 use crate::host::{Host, command, shell};
@@ -96,4 +97,45 @@ fn a_host_that_speaks_something_else_is_left() {
         assert!(host.next_frame().is_none());
         assert!(!host.leave().success());
     }
+}
+
+#[test]
+fn held_agent_is_silent_until_it_may_go_on() {
+    let mut host = Host::start();
+    let reader = shell("echo before; read line; echo $line");
+    let stream = host.begin(&Exec { stdin: StdinMode::Pipe, ..reader });
+    host.expect_stdout(stream, "before\n");
+    host.send(&Hold {}.to_frame(0));
+    host.message::<Held>(0);
+    // Both are taken, neither is answered: the first frame after the release answers the first.
+    host.send(&Ping { token: 1 }.to_frame(0));
+    host.send(&Frame::bulk(stream, Kind::Stdin, Bytes::from_static(b"after\n")));
+    host.send(&Release {}.to_frame(0));
+    assert_eq!(host.message::<Pong>(0).token, 1);
+    host.expect_stdout(stream, "after\n");
+}
+
+#[test]
+fn reborn_agent_has_forgotten_its_clients_and_kept_its_jobs() {
+    let mut host = Host::start();
+    let killed = host.begin(&shell("echo here; exec sleep 1000"));
+    host.expect_stdout(killed, "here\n");
+    let operation =
+        JobOperation::Start { exec: shell("exec sleep 1000"), limits: ExecLimits::default() };
+    host.send(&JobCall { window: 0, operation }.to_frame(900));
+    let job = host.message::<JobInfo>(900);
+    host.send(&Hold {}.to_frame(0));
+    host.message::<Held>(0);
+    // The frame that comes is of the past.
+    host.send(&Ping { token: 1 }.to_frame(0));
+    let wall_clock = Timestamp { seconds: 0, nanoseconds: 0 };
+    host.send(&Rebirth { wall_clock, entropy: vec![0; 32], hostname: None }.to_frame(0));
+    host.message::<Ready>(0);
+    // The stream is free again.
+    host.send(&command("true", &[]).to_frame(killed));
+    host.message::<ExecStarted>(killed);
+    assert_eq!(host.message::<ExecExited>(killed).status, ExitStatus::Code(0));
+    host.send(&JobCall { window: 0, operation: JobOperation::List }.to_frame(901));
+    let jobs = host.message::<Jobs>(901).jobs;
+    assert_eq!(jobs.iter().map(|job| (job.id, job.ended)).collect::<Vec<_>>(), [(job.id, None)]);
 }

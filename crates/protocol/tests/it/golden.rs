@@ -10,10 +10,11 @@ use microsandbox_protocol::{
     BootFailed, BootStage, BootTimings, Bootstrap, Credit, Disk, Drain, Ended, Exec, ExecDefaults,
     ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus, FileAttributes,
     FileCall, FileEntry, FileFailed, FileFailure, FileKind, FileMetadata, FileOperation, Frame,
-    FrameDecoder, Hello, JobCall, JobEnd, JobGap, JobInfo, JobOperation, JobUnknown, Jobs, Kill,
-    Kind, LimitedExec, Message, Metrics, MetricsCall, PathBytes, Ping, Pong, Program, Ready,
-    Resize, Rlimit, RlimitResource, Root, Shutdown, Signal, StdinClosed, StdinMode, Stop, Stopped,
-    TerminalSize, Timestamp, Unsupported, Upper, Usage, Welcome, WriteMode, to_record,
+    FrameDecoder, Held, Hello, Hold, JobCall, JobEnd, JobGap, JobInfo, JobOperation, JobUnknown,
+    Jobs, Kill, Kind, LimitedExec, Message, Metrics, MetricsCall, Mount, Mounted, PathBytes, Ping,
+    Pong, Program, Ready, Rebirth, Release, Resize, Rlimit, RlimitResource, Root, Shutdown, Signal,
+    StdinClosed, StdinMode, Stop, Stopped, TerminalSize, Timestamp, Unsupported, Upper, Usage,
+    Welcome, WriteMode, to_record,
 };
 
 /// Every kind with the frames that show its body: hexadecimal digits, blanks only for reading.
@@ -64,6 +65,25 @@ const GOLDEN: &[(Kind, &[&str])] = &[
         &["07000000 09000000 09 00 \
              c8"],
     ),
+    (
+        Kind::Rebirth,
+        &[
+            "36000000 00000000 0a 00 \
+             80c49fd50cff93ebdc0320000102030405060708090a0b0c0d0e0f101112131415161718191a \
+             1b1c1d1e1f0103626f78",
+            "0a000000 00000000 0a 00 \
+             00000000",
+        ],
+    ),
+    (
+        Kind::Mount,
+        &["09000000 00000000 0b 00 \
+             000001"],
+    ),
+    (Kind::Mounted, &["06000000 00000000 0c 00"]),
+    (Kind::Hold, &["06000000 00000000 0d 00"]),
+    (Kind::Held, &["06000000 00000000 0e 00"]),
+    (Kind::Release, &["06000000 00000000 0f 00"]),
     (
         Kind::Exec,
         &[
@@ -353,6 +373,16 @@ fn messages_of_the_boot_keep_their_bytes() {
 fn messages_of_the_link_keep_their_bytes() {
     check(0, 0, &Shutdown { grace_ms: 10_000 });
     check(0, 0, &Stopped {});
+    let wall_clock = Timestamp { seconds: 1_700_000_000, nanoseconds: 999_999_999 };
+    let hostname = Some(text("box"));
+    check(0, 0, &Rebirth { wall_clock, entropy: (0..32).collect(), hostname });
+    let wall_clock = Timestamp { seconds: 0, nanoseconds: 0 };
+    check(1, 0, &Rebirth { wall_clock, entropy: Vec::new(), hostname: None });
+    check(0, 0, &Mount { root: Root { lower: Disk(0), upper: Upper::Disk(Disk(1)) } });
+    check(0, 0, &Mounted {});
+    check(0, 0, &Hold {});
+    check(0, 0, &Held {});
+    check(0, 0, &Release {});
     check(0, 0, &Ping { token: 7 });
     check(0, 0, &Pong { token: u64::MAX });
     check(0, 9, &Unsupported { kind: 200 });
