@@ -26,6 +26,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "erofs-utils", provides: "fsck.erofs" },
     Package { name: "e2fsprogs", provides: "/usr/sbin/e2fsck" },
     Package { name: "qemu-utils", provides: "qemu-img" },
+    Package { name: "strace", provides: "strace" },
     Package { name: "tmux", provides: "tmux" },
     Package { name: "openssl", provides: "openssl" },
     Package { name: "python3", provides: "python3" },

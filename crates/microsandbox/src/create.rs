@@ -220,6 +220,7 @@ async fn boot(
         stop_timeout: STOP_TIMEOUT,
         idle_timeout: config.policy.idle_timeout_secs.map(Duration::from_secs),
         max_duration: config.policy.max_duration_secs.map(Duration::from_secs),
+        confinement: machinery.confinement.clone(),
         ephemeral: config.ephemeral,
         asked_at_us,
         log: machinery.log.clone(),

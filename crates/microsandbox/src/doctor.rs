@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use microsandbox_runtime::own_program;
+use microsandbox_runtime::{Layer, confine, own_program};
 
 use crate::{MicrosandboxResult, home::Home};
 
@@ -58,6 +58,7 @@ pub fn examine() -> MicrosandboxResult<Vec<Check>> {
         Check::warn("kvm", probe.detail.clone(), kvm_remedy(&probe.detail))
     });
     checks.push(check_qemu(&home, probe.works));
+    checks.extend(check_confinement());
     let guest = home.guest()?;
     for (name, path) in [("guest kernel", &guest.kernel), ("guest initramfs", &guest.initramfs)] {
         let remedy = || Some("cargo xtask setup".to_owned());
@@ -110,6 +111,29 @@ fn check_home(home: &Home) -> Check {
         return Check::warn("home", detail, Some("free some space, or move MSB_HOME".into()));
     }
     Check::ok("home", detail)
+}
+
+/// A sandbox runs without a layer, unless all are required.
+fn check_confinement() -> impl Iterator<Item = Check> {
+    let host = confine::probe();
+    Layer::ALL.into_iter().map(move |layer| match (host.lacks(layer), host.landlock_abi) {
+        (Some((_, why)), _) => Check::warn(layer.name(), why, Some(layer_remedy(layer).into())),
+        (None, Some(abi)) if layer == Layer::Landlock => {
+            Check::ok(layer.name(), format!("interface version {abi}"))
+        }
+        (None, _) => Check::ok(layer.name(), "available".into()),
+    })
+}
+
+const fn layer_remedy(layer: Layer) -> &'static str {
+    match layer {
+        Layer::Landlock => "boot with lsm=landlock,... on Linux 5.13 or later",
+        Layer::Namespaces => {
+            "let users make namespaces: sysctl user.max_user_namespaces, and what your \
+             distribution has beside it (kernel.apparmor_restrict_unprivileged_userns)"
+        }
+        Layer::Seccomp => "use a kernel with CONFIG_SECCOMP_FILTER",
+    }
 }
 
 fn check_qemu(home: &Home, kvm_works: bool) -> Check {

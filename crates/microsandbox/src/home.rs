@@ -8,8 +8,8 @@ use std::{
 use microsandbox_db::Catalogue;
 use microsandbox_image::ImageStore;
 use microsandbox_runtime::{
-    Accel, Guest, GuestStore, KvmProbe, Program, SandboxDir, SelectedVmm, VmmChoice, find_qemu,
-    host_tsc_khz, own_program, probe_kvm, select_vmm,
+    Accel, Confinement, Guest, GuestStore, KvmProbe, Program, SandboxDir, SelectedVmm, VmmChoice,
+    confine::UnknownLayer, find_qemu, host_tsc_khz, own_program, probe_kvm, select_vmm,
 };
 use microsandbox_snapshot::SnapshotStore;
 
@@ -25,6 +25,7 @@ pub(crate) struct Home {
     vmm: VmmChoice,
     boot: BootMode,
     kernel: Option<PathBuf>,
+    confinement: Confinement,
     log: String,
 }
 
@@ -53,8 +54,13 @@ impl Home {
             }
         };
         let kernel = env::read(env::MSB_KERNEL).map(PathBuf::from).map(absolute).transpose()?;
+        let confinement = env::read_text(env::MSB_CONFINEMENT).map(|text| text.parse());
+        let confinement = confinement.transpose().map_err(|unknown: UnknownLayer| {
+            invalid(format!("{}: {unknown}", env::MSB_CONFINEMENT))
+        })?;
         let log = env::read_text(env::MSB_LOG).unwrap_or_else(|| "warn".into());
-        Ok(Self { root, vmm, boot, kernel, log })
+        let confinement = confinement.unwrap_or_default();
+        Ok(Self { root, vmm, boot, kernel, confinement, log })
     }
 
     /// The directory of all state.
@@ -165,6 +171,7 @@ impl Home {
             boot: self.boot,
             templates: self.root.join("templates"),
             digests: self.root.join("digests.json"),
+            confinement: self.confinement.clone(),
             log: self.log.clone(),
         })
     }
@@ -199,6 +206,7 @@ pub(crate) struct Machinery {
     pub(crate) templates: PathBuf,
     /// File that remembers digests of kernel, agent and VMM.
     pub(crate) digests: PathBuf,
+    pub(crate) confinement: Confinement,
     /// Directives for the supervisor's log.
     pub(crate) log: String,
 }

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use microsandbox_protocol::{BootStage, Ready};
 use serde::{Deserialize, Serialize};
 
-use crate::{Accel, Error, VmmKind};
+use crate::{Accel, ConfinementRecord, Error, VmmKind};
 
 /// The last run of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,9 @@ pub struct RunRecord {
     pub boot: BootTimes,
     /// What the guest said of itself.
     pub guest: Option<Ready>,
+    /// How its processes are confined, once the VMM was started.
+    #[serde(default)]
+    pub confinement: Option<ConfinementRecord>,
     /// An orderly end has begun.
     pub stopping: bool,
 }

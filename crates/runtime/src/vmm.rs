@@ -3,6 +3,7 @@
 //! A VM is described by plain data and lives in a process of its own ([`process`]), because libkrun
 //! takes its process over and because that process is what gets confined.
 
+pub(crate) mod files;
 pub(crate) mod probe;
 pub(crate) mod process;
 

@@ -15,16 +15,16 @@ use super::{
     machine::{Failed, Machine, failed},
 };
 use crate::{
-    BootStep, LaunchConfig, RunRecord, SandboxDir,
+    Applied, BootStep, ConfinementRecord, LaunchConfig, RunRecord, SandboxDir,
     checkpoint::Checkpoint,
     record::BootTimes,
     self_test::self_test,
     step,
-    vmm::{DiskFormat, DiskSpec, VmSpec},
+    vmm::{DiskFormat, DiskSpec, VmSpec, process::Vm},
 };
 
 /// The machine that a sandbox is.
-pub(super) fn vm_spec(config: &LaunchConfig) -> VmSpec {
+pub(crate) fn vm_spec(config: &LaunchConfig) -> VmSpec {
     let dir = SandboxDir::new(&config.dir);
     let disk =
         |id: &str, path, format, read_only| DiskSpec { id: id.into(), path, format, read_only };
@@ -54,12 +54,18 @@ pub(super) async fn boot(
 ) -> Result<Ready, Failed> {
     let dir = SandboxDir::new(&config.dir);
     let spec = VmSpec { incoming: template.is_some(), ..vm_spec(config) };
+    let vm = Vm { vmm: &config.vmm, spec: &spec, confinement: &config.confinement };
     let started = BoundedLog::open(dir.kernel_log_path())
-        .and_then(|log| Machine::start(&config.name, &config.vmm, &spec, Some(log)));
+        .and_then(|log| Machine::start(&config.name, vm, Some(log)));
     let machine = slot.insert(started.map_err(|error| failed(BootStep::Vmm)(error.to_string()))?);
     step::reached("supervisor.vmm");
     record.vmm_pid = machine.child.id();
     record.boot.vmm_us = elapsed_us(config);
+    record.confinement = Some(ConfinementRecord {
+        wanted: config.confinement.layers.clone(),
+        supervisor: Applied::expected(&config.confinement),
+        vmm: machine.confined.clone(),
+    });
     bring_up(machine, config, template, &mut record.boot).await
 }
 

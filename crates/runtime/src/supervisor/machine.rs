@@ -22,16 +22,22 @@ use tokio::{
 
 use super::console::{BoundedLog, Tail, follow};
 use crate::{
-    BootStep, EndReason, Program, SelectedVmm,
+    Applied, BootStep, EndReason, Program,
     checkpoint::Checkpoint,
     link::{FrameReader, FrameSender},
-    vmm::{VmFds, VmSpec, new_memory, process, qemu::qmp::Qmp},
+    vmm::{
+        VmFds, new_memory,
+        process::{self, Vm},
+        qemu::qmp::Qmp,
+    },
 };
 
 /// A started VM and the channels into it.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) child: Child,
+    /// What it is confined with.
+    pub(crate) confined: Applied,
     pub(crate) port: FrameReader<OwnedReadHalf>,
     pub(crate) agent: FrameSender,
     /// The VMM's monitor, where the driver has one.
@@ -55,17 +61,12 @@ pub(crate) fn failed(step: BootStep) -> impl Fn(String) -> Failed {
 
 impl Machine {
     /// Starts the VMM process; `label` is what `ps` shows. The console goes to `log` as well.
-    pub(crate) fn start(
-        label: &str,
-        vmm: &SelectedVmm,
-        spec: &VmSpec,
-        log: Option<BoundedLog>,
-    ) -> io::Result<Self> {
-        let driver = vmm.driver();
+    pub(crate) fn start(label: &str, vm: Vm<'_>, log: Option<BoundedLog>) -> io::Result<Self> {
+        let driver = vm.vmm.driver();
         let (ours, theirs) = StdUnixStream::pair()?;
         let (console, vm_console) = driver.open_console()?;
         let (monitor, vm_monitor) = StdUnixStream::pair()?;
-        let memory = new_memory(u64::from(spec.memory_mib) << 20)?;
+        let memory = new_memory(u64::from(vm.spec.memory_mib) << 20)?;
         let fds = VmFds {
             agent: theirs.into(),
             console: vm_console,
@@ -76,11 +77,12 @@ impl Machine {
         let (words, said) = io::pipe()?;
         let (vmm_words, _) = follow(OwnedFd::from(words), None)?;
         let program = Program::at("/proc/self/exe");
-        let child = process::spawn(&program, label, (vmm, spec), &fds, said.into())?;
+        let (child, confined) = process::spawn(&program, label, vm, &fds, said.into())?;
         ours.set_nonblocking(true)?;
         let (input, output) = UnixStream::from_std(ours)?.into_split();
         Ok(Self {
             child,
+            confined,
             port: FrameReader::new(input, "agent"),
             agent: FrameSender::start(output),
             qmp: driver.has_monitor().then(|| Qmp::open(monitor.into())).transpose()?,

@@ -121,7 +121,7 @@ impl Qemu {
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             "-M",
             "microvm,acpi=off,rtc=off,isa-serial=off,x-option-roms=off,auto-kernel-cmdline=on,\
-             memory-backend=memory",
+             memory-backend=memory,dump-guest-core=off",
             "-accel",
             accel,
             "-cpu",

@@ -2,6 +2,8 @@
 //!
 //! Not libtest's `main` but one that calls `init`: the tests are a program that embeds us.
 
+mod escapes;
+
 use std::{
     ffi::OsString,
     fs,
@@ -14,22 +16,26 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial};
 use microsandbox_runtime::{
-    Accel, BUILD, BootStep, EndReason, Error, Guest, LaunchConfig, Program, SandboxDir,
-    SelectedVmm, VmmKind, init, launch, own_program, probe_kvm, wire::ExecDefaults,
+    Accel, BUILD, BootStep, Confinement, EndReason, Error, Guest, LaunchConfig, Program,
+    SandboxDir, SelectedVmm, VmmKind, init, launch, own_program, probe_kvm, wire::ExecDefaults,
 };
 
 /// Folder with `vmlinux` and `initramfs.cpio`; set by `cargo xtask test`.
 const MSB_TEST_GUEST: &str = "MSB_TEST_GUEST";
 
 fn main() -> ExitCode {
+    escapes::begin();
+    // Like a program whose `main` is async: there is a thread before `init` is called.
+    std::thread::spawn(std::thread::park);
     init();
-    let tests = vec![
+    let mut tests = vec![
         Trial::test("libkrun_boots_or_says_why_not_and_leaves_nothing", || told(libkrun)),
         Trial::test("a_guest_without_disks_says_which_is_missing", || told(missing_disk)),
         Trial::test("another_build_is_refused_by_name", || told(other_build)),
         Trial::test("a_program_that_knows_no_role_is_named", || told(no_microsandbox)),
         Trial::test("a_probe_is_kept_until_the_host_boots_again", || told(probe_is_kept)),
     ];
+    tests.extend(escapes::trials());
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
 
@@ -64,6 +70,7 @@ fn orders(dir: &Path, vmm: SelectedVmm, boot_timeout: Duration) -> Result<Launch
         stop_timeout: Duration::from_secs(1),
         idle_timeout: None,
         max_duration: None,
+        confinement: Confinement::default(),
         ephemeral: false,
         asked_at_us: 0,
         log: "info".into(),
