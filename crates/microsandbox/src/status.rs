@@ -75,7 +75,6 @@ mod tests {
             origin: None,
             boot: BootTimes::default(),
             guest: None,
-            confinement: None,
             stopping,
         }
     }

@@ -13,7 +13,6 @@
 
 mod checkpoint;
 mod client;
-pub mod confine;
 mod error;
 mod exec_log;
 mod guest;
@@ -41,7 +40,6 @@ pub use client::{
     files::FileStream,
     jobs::{JobStream, JobUpdate},
 };
-pub use confine::{Applied, Confinement, ConfinementRecord, Layer};
 pub use error::{Error, Result};
 pub use exec_log::{ExecContent, ExecLogReader, ExecRecord};
 #[cfg(feature = "embed-guest")]

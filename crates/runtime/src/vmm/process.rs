@@ -9,21 +9,16 @@ use std::{
     process::ExitCode,
 };
 
-use nix::sys::{prctl, signal::Signal};
+use nix::sys::{
+    prctl,
+    resource::{Resource, setrlimit},
+    signal::Signal,
+};
 use serde::{Deserialize, Serialize};
 use tokio::process::Child;
 
-use super::{SelectedVmm, VmFds, VmSpec, VmmKind, files};
-use crate::{
-    Applied, Confinement, Layer, Program,
-    confine::{
-        calls::{self, Calls},
-        process::Profile,
-    },
-    handover,
-    program::Role,
-    step,
-};
+use super::{SelectedVmm, VmFds, VmSpec};
+use crate::{Program, handover, program::Role};
 
 /// What the supervisor sends, with the descriptors of [`VmFds`] in their order.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,46 +26,23 @@ struct Order {
     vmm: SelectedVmm,
     spec: VmSpec,
     supervisor: u32,
-    /// The calls that are left to it; none: all.
-    calls: Option<Calls>,
 }
 
-/// What is started, and how it is confined.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Vm<'a> {
-    pub(crate) vmm: &'a SelectedVmm,
-    pub(crate) spec: &'a VmSpec,
-    pub(crate) confinement: &'a Confinement,
-}
-
-/// Starts the VMM process of a sandbox, confined; what it says goes to `output`.
+/// Starts the VMM process of a sandbox; what it says goes to `output`. The socket that brought its
+/// orders closes when it becomes another program.
 pub(crate) fn spawn(
     program: &Program,
     name: &str,
-    vm: Vm<'_>,
+    (vmm, spec): (&SelectedVmm, &VmSpec),
     fds: &VmFds,
     output: OwnedFd,
-) -> io::Result<(Child, Applied)> {
-    let Vm { vmm, spec, confinement } = vm;
-    let (mut command, socket) = program.command(Role::Vmm, name, output)?;
-    let profile = Profile { confinement: confinement.clone(), files: files::list(vmm, spec)? };
-    let surrounded = profile.surround(&mut command)?;
-    // The command goes with this, and with it the child's end of the pipe that `surrounded` reads.
+) -> io::Result<(Child, UnixStream)> {
+    let (command, socket) = program.command(Role::Vmm, name, output)?;
     let child = tokio::process::Command::from(command).spawn()?;
-    let applied = surrounded.applied()?;
-    let calls = match vmm.kind {
-        VmmKind::Libkrun => Calls::Libkrun,
-        VmmKind::Qemu => Calls::Qemu,
-    };
-    let order = Order {
-        vmm: vmm.clone(),
-        spec: spec.clone(),
-        supervisor: std::process::id(),
-        calls: applied.has(Layer::Seccomp).then_some(calls),
-    };
+    let order = Order { vmm: vmm.clone(), spec: spec.clone(), supervisor: std::process::id() };
     let fds = [&fds.agent, &fds.console, &fds.monitor, &fds.memory].map(AsFd::as_fd);
     handover::send(&socket, Role::Vmm, &order, &fds)?;
-    Ok((child, applied))
+    Ok((child, socket))
 }
 
 /// The role: never returns when the VM runs.
@@ -93,10 +65,8 @@ fn take_order() -> io::Result<(Order, VmFds)> {
     if nix::unistd::getppid().as_raw().cast_unsigned() != order.supervisor {
         return Err(io::Error::other("the supervisor is gone"));
     }
+    prctl::set_no_new_privs()?;
     prctl::set_dumpable(false)?;
-    if let Some(calls) = order.calls {
-        calls::restrict(calls)?;
-    }
-    step::reached("vmm.confined");
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     Ok((order, VmFds { agent, console, monitor, memory }))
 }
