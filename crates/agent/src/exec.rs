@@ -34,18 +34,18 @@ use tokio::task::{AbortHandle, spawn_local, yield_now};
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::exec::child::{Starting, Surroundings};
 use crate::exec::flow::Deadline;
-use crate::exec::input::Input;
 use crate::exec::plan::{Plan, bad_args};
-use crate::exec::session::{Session, run_detached, started};
+use crate::exec::session::{Over, run_detached, started};
 use crate::exec::stdio::Ours;
-use crate::jobs::{self, Jobs, View};
+use crate::jobs::{self, Jobs, Label, View};
 use crate::link::Outbox;
 use crate::metrics;
 use crate::reaper::Reaper;
 use crate::sys::process::Ended;
 
 pub(crate) use flow::OutputCredit;
-pub(crate) use session::Family;
+pub(crate) use input::{Input, Sink};
+pub(crate) use session::{Family, Session};
 
 /// Where commands run and what they start from.
 #[derive(Debug)]
@@ -159,19 +159,27 @@ impl Engine {
                 let limited = LimitedExec::from_frame(&frame);
                 self.exec(stream, limited.map(|LimitedExec { exec, limits }| (exec, limits)));
             }
+            Kind::Credit | Kind::Kill | Kind::Resize | Kind::Signal | Kind::Stdin
+                if self.jobs.has_viewer(stream) =>
+            {
+                self.jobs.handle(kind, frame);
+            }
             Kind::Stdin => self.with(stream, |session| {
                 let end = frame.is_end();
                 if session.push_input(frame.body, end).is_err() {
                     session.family.kill_all();
                 }
             }),
-            Kind::Credit if self.jobs.has_viewer(stream) => match Credit::from_frame(&frame) {
-                Ok(Credit { bytes }) => self.jobs.grant(stream, bytes),
-                Err(_) => self.jobs.leave(stream),
-            },
             Kind::Credit => {
                 self.decoded(&frame, |session, Credit { bytes }| session.credit.grant(bytes));
             }
+            Kind::Detach => self.with(stream, |session| {
+                if session.can_detach() && !self.jobs.is_full() {
+                    session.detached.notify_one();
+                } else {
+                    self.outbox.control(stream, &Unsupported { kind: frame.kind });
+                }
+            }),
             Kind::Signal => self.decoded(&frame, |session, signal| {
                 let microsandbox_protocol::Signal { signal } = signal;
                 if let Ok(signal) = Signal::try_from(signal) {
@@ -183,7 +191,6 @@ impl Engine {
             Kind::Kill => {
                 self.decoded(&frame, |session, Kill {}| session.family.kill_all());
                 self.forget(stream);
-                self.jobs.leave(stream);
             }
             _ => self.outbox.control(stream, &Unsupported { kind: frame.kind }),
         }
@@ -248,7 +255,16 @@ impl Engine {
         let (jobs, outbox) = (&self.jobs, &self.outbox);
         let seen = View { window, follow: true, from_start: true, output: true };
         match operation {
-            JobOperation::Start { exec, limits } => self.start_job(stream, exec, limits),
+            JobOperation::Start { exec, limits } => {
+                let (stdin, terminal) = (StdinMode::Null, None);
+                self.start_job(stream, Exec { stdin, terminal, ..exec }, limits);
+            }
+            JobOperation::StartOnTerminal { exec, limits } => {
+                let (stdin, terminal) = (StdinMode::Null, exec.terminal.or(Some(UNSEEN)));
+                self.start_job(stream, Exec { stdin, terminal, ..exec }, limits);
+            }
+            JobOperation::Attach { id, size } => jobs.attach(stream, id, (size, window), outbox),
+            JobOperation::Describe { id } => jobs.describe(stream, id, outbox),
             JobOperation::List => outbox.control(stream, &jobs.all()),
             JobOperation::Output { id, follow, from_start } => {
                 jobs.view(stream, id, View { follow, from_start, ..seen }, outbox);
@@ -267,9 +283,7 @@ impl Engine {
         }
     }
 
-    fn start_job(self: &Rc<Self>, stream: StreamId, mut exec: Exec, limits: ExecLimits) {
-        (exec.stdin, exec.terminal) = (StdinMode::Null, None);
-        let command = jobs::command_line(&exec);
+    fn start_job(self: &Rc<Self>, stream: StreamId, exec: Exec, limits: ExecLimits) {
         let start = match self.jobs.is_full() {
             true => Err(no_resources(&Errno::EAGAIN.into(), "jobs")),
             false => self.start(stream, exec, limits),
@@ -278,10 +292,11 @@ impl Engine {
             Ok(start) => start,
             Err(failed) => return self.outbox.control(stream, &failed),
         };
-        let record = self.jobs.add(command, start.pid, Rc::clone(&start.session.family));
         let engine = Rc::clone(self);
+        let Start { session, ours, ended, deadline, starting, plan } = start;
+        let record = self.jobs.add(&session);
+        drop(session);
         spawn_local(async move {
-            let Start { ours, ended, deadline, starting, plan, .. } = start;
             match started(starting, record.family(), &deadline).await {
                 Ok(()) => {
                     engine.outbox.control(stream, &record.info());
@@ -305,7 +320,7 @@ impl Engine {
             return self.outbox.control(stream, &Unsupported { kind: frame.kind });
         };
         let terms = Terms {
-            limits: ExecLimits::default(),
+            label: Label::default(),
             stdin: StdinMode::Pipe,
             size: None,
             window: call.window,
@@ -321,7 +336,7 @@ impl Engine {
 
     fn start(&self, stream: StreamId, exec: Exec, limits: ExecLimits) -> Result<Start, ExecFailed> {
         let terms = Terms {
-            limits,
+            label: Label { command: jobs::command_line(&exec), limits },
             stdin: exec.stdin,
             size: exec.terminal,
             window: exec.window,
@@ -339,12 +354,12 @@ impl Engine {
             let failure = ExecFailure::ShuttingDown;
             return Err(ExecFailed { failure, errno: 0, object: String::new() });
         }
-        let Terms { limits, stdin, size, window, timeout, changes_user } = terms;
+        let Terms { label, stdin, size, window, timeout, changes_user } = terms;
         let (ours, theirs) = match size {
             Some(size) => stdio::terminal(size).map_err(|error| no_terminal(&error))?,
             None => stdio::pipes(stdin).map_err(|error| no_resources(&error, "pipes"))?,
         };
-        let cgroup = self.cgroup(limits)?;
+        let cgroup = self.cgroup(label.limits)?;
         let around = Surroundings {
             theirs: &theirs,
             null: self.ground.null.as_fd(),
@@ -354,15 +369,14 @@ impl Engine {
             cgroup: cgroup.as_ref().map(|cgroup| cgroup.directory()),
         };
         let starting = Starting::new(&plan, &around).map_err(|failed| plan.explain(failed))?;
-        let pid = starting.pid;
-        let ended = self.reaper.register(pid);
+        let ended = self.reaper.register(starting.pid);
         let terminal = ours.terminal.clone();
         let input = (stdin == StdinMode::Pipe || terminal.is_some()).then(Input::new);
-        let family = Rc::new(Family::new(Pid::from_raw(pid), cgroup));
-        let credit = OutputCredit::new(window);
-        let session = Session { stream, family, credit, input, terminal };
-        let (pid, deadline) = (pid.unsigned_abs(), Deadline::after(timeout));
-        Ok(Start { session, pid, plan, starting, ours, ended, deadline })
+        let family = Rc::new(Family::new(Pid::from_raw(starting.pid), cgroup));
+        let (credit, detached) = (OutputCredit::new(window), Notify::new());
+        let session = Session { stream, family, credit, input, terminal, label, detached };
+        let deadline = Deadline::after(timeout);
+        Ok(Start { session, plan, starting, ours, ended, deadline })
     }
 
     /// A control group that holds its processes to `limits`.
@@ -383,23 +397,33 @@ impl Engine {
     }
 
     fn begin(self: &Rc<Self>, start: Start) {
-        let Start { session, pid, plan, starting, ours, ended, deadline } = start;
+        let Start { session, plan, starting, ours, ended, deadline } = start;
         let (stream, session) = (session.stream, Rc::new(session));
         let (engine, mine) = (Rc::clone(self), Rc::clone(&session));
         let task = spawn_local(async move {
             let outbox = &engine.outbox;
+            let mut kept = None;
             match started(starting, &mine.family, &deadline).await {
                 Ok(()) => {
                     let window = microsandbox_protocol::DEFAULT_WINDOW_BYTES;
-                    outbox.control(stream, &ExecStarted { pid, window });
-                    let exited = mine.run(ours, ended, &deadline, outbox).await;
-                    outbox.control(stream, &exited);
+                    outbox.control(stream, &ExecStarted { pid: mine.family.pid(), window });
+                    match mine.run(ours, ended, &deadline, outbox).await {
+                        Over::Exited(exited) => outbox.control(stream, &exited),
+                        Over::Detached(ours, ended) => {
+                            let record = engine.jobs.add(&mine);
+                            outbox.control_in_order(stream, &record.info());
+                            kept = Some((record, ours, ended));
+                        }
+                    }
                 }
                 Err(failed) => outbox.control(stream, &plan.explain(failed)),
             }
+            drop(mine);
             engine.streams.borrow_mut().remove(&stream);
             engine.ended.notify_waiters();
-            drop(mine);
+            if let Some((record, ours, ended)) = kept {
+                record.end(run_detached(&record, ours, ended, &deadline).await);
+            }
             // The client should not wait for the clean-up.
             yield_now().await;
             if let Some(cgroups) = &engine.ground.cgroups {
@@ -411,10 +435,13 @@ impl Engine {
     }
 }
 
+/// Size of a terminal that nobody looks at.
+const UNSEEN: TerminalSize = TerminalSize { rows: 24, columns: 80 };
+
 /// What a command gets beside its plan.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Terms {
-    limits: ExecLimits,
+    label: Label,
     stdin: StdinMode,
     size: Option<TerminalSize>,
     window: u32,
@@ -425,7 +452,6 @@ struct Terms {
 /// A command whose process is there and whose session has not begun.
 struct Start {
     session: Session,
-    pid: u32,
     /// For what is to be said when it comes no further.
     plan: Plan,
     starting: Starting,

@@ -12,18 +12,21 @@ mod viewer;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use microsandbox_protocol::{
-    Exec, ExecExited, ExitStatus, FINISHED_JOBS, JOB_COMMAND_BYTES, JOBS_OUTPUT_BYTES, JobEnd,
-    JobId, JobInfo, JobUnknown, Kind, Program, RUNNING_JOBS, StreamId, Timestamp, Usage,
+    DEFAULT_WINDOW_BYTES, Exec, ExecExited, ExecLimits, ExitStatus, FINISHED_JOBS, Frame,
+    JOB_COMMAND_BYTES, JOBS_OUTPUT_BYTES, JobAttached, JobDetail, JobDetails, JobEnd, JobId,
+    JobInfo, JobUnknown, Kind, Program, RUNNING_JOBS, StreamId, TerminalSize, Timestamp, Usage,
 };
 use nix::sys::signal::Signal;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
-use crate::exec::Family;
+use crate::exec::{Family, Session};
 use crate::jobs::ring::Ring;
 use crate::jobs::viewer::Viewer;
 use crate::link::Outbox;
@@ -36,33 +39,55 @@ const NEVER_BEGAN: u8 = 127;
 pub(crate) struct Jobs {
     jobs: RefCell<BTreeMap<JobId, Rc<Job>>>,
     last: Cell<JobId>,
-    viewers: RefCell<HashMap<StreamId, Viewer>>,
+    viewers: RefCell<HashMap<StreamId, Rc<Viewer>>>,
 }
 
 /// One job.
 #[derive(Debug)]
 struct Job {
     id: JobId,
-    command: Vec<String>,
-    pid: u32,
+    label: Label,
     started: Timestamp,
     family: Rc<Family>,
+    /// Its terminal, until it has ended.
+    terminal: RefCell<Option<Terminal>>,
     ring: Ring,
+    /// How far in its output whoever was attached to it has seen.
+    seen: Cell<u64>,
     ended: Cell<Option<JobEnd>>,
     /// It wrote something, or ended.
     changed: Notify,
+}
+
+/// The master of a job's terminal.
+type Terminal = Rc<AsyncFd<OwnedFd>>;
+
+/// What a command is called, and what it may use.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Label {
+    pub command: Vec<String>,
+    pub limits: ExecLimits,
 }
 
 impl Job {
     fn info(&self) -> JobInfo {
         JobInfo {
             id: self.id,
-            command: self.command.clone(),
-            pid: self.pid,
+            command: self.label.command.clone(),
+            pid: self.family.pid(),
             started: self.started,
             ended: self.ended.get(),
             output_bytes: self.ring.end(),
             dropped_bytes: self.ring.start(),
+        }
+    }
+
+    fn detail(&self) -> JobDetail {
+        JobDetail {
+            info: self.info(),
+            limits: self.label.limits,
+            usage: self.ended.get().map_or_else(|| self.family.usage(), |end| end.exited.usage),
+            terminal: self.terminal.borrow().is_some(),
         }
     }
 }
@@ -87,6 +112,7 @@ impl JobRecord {
     /// Keeps how it ended.
     pub(crate) fn end(&self, exited: ExecExited) {
         self.job.ended.set(Some(JobEnd { at: now(), exited }));
+        self.job.terminal.take();
         self.job.changed.notify_waiters();
         if let Some(jobs) = self.jobs.upgrade() {
             jobs.forget_oldest();
@@ -126,21 +152,17 @@ impl Jobs {
     }
 
     /// Takes in a job that has been started.
-    pub(crate) fn add(
-        self: &Rc<Self>,
-        command: Vec<String>,
-        pid: u32,
-        family: Rc<Family>,
-    ) -> JobRecord {
+    pub(crate) fn add(self: &Rc<Self>, session: &Session) -> JobRecord {
         let id = self.last.get() + 1;
         self.last.set(id);
         let job = Rc::new(Job {
             id,
-            command,
-            pid,
+            label: session.label.clone(),
             started: now(),
-            family,
+            family: Rc::clone(&session.family),
+            terminal: RefCell::new(session.terminal.clone()),
             ring: Ring::default(),
+            seen: Cell::new(0),
             ended: Cell::new(None),
             changed: Notify::new(),
         });
@@ -177,21 +199,72 @@ impl Jobs {
         self.jobs.borrow_mut().retain(|known, job| *known != id || job.ended.get().is_none());
     }
 
+    /// Tells all there is to know of a job, or of every one.
+    pub(crate) fn describe(&self, stream: StreamId, id: Option<JobId>, outbox: &Outbox) {
+        let jobs = self.jobs.borrow();
+        let asked = |job: &&Rc<Job>| id.is_none_or(|id| job.id == id);
+        let jobs: Vec<_> = jobs.values().filter(asked).map(|job| job.detail()).collect();
+        match id {
+            Some(id) if jobs.is_empty() => outbox.control(stream, &JobUnknown { id }),
+            _ => outbox.control(stream, &JobDetails { jobs }),
+        }
+    }
+
     /// Lets a client look at a job's output until its end, or only at what there is.
     pub(crate) fn view(self: &Rc<Self>, stream: StreamId, id: JobId, what: View, outbox: &Outbox) {
         let Some(job) = self.find(id) else { return outbox.control(stream, &JobUnknown { id }) };
         let position = if what.from_start { 0 } else { job.ring.end() };
-        let viewer = Viewer::new(what.window);
-        let (jobs, outbox, credit) = (Rc::clone(self), outbox.clone(), viewer.credit());
+        self.watch(stream, &job, (position, what), None, outbox);
+    }
+
+    /// Connects a client to a job: from where it was last looked at, with its terminal if it has one.
+    pub(crate) fn attach(
+        self: &Rc<Self>,
+        stream: StreamId,
+        id: JobId,
+        (size, window): (Option<TerminalSize>, u32),
+        outbox: &Outbox,
+    ) {
+        let Some(job) = self.find(id) else { return outbox.control(stream, &JobUnknown { id }) };
+        let terminal = job.terminal.borrow().clone();
+        let input = terminal.as_ref().map_or(0, |_| DEFAULT_WINDOW_BYTES);
+        let (pid, has_terminal) = (job.family.pid(), terminal.is_some());
+        outbox.control(stream, &JobAttached { pid, window: input, terminal: has_terminal });
+        if let (Some(terminal), Some(size)) = (&terminal, size) {
+            viewer::resize(terminal, size);
+            viewer::redraw(terminal);
+        }
+        let what = View { window, follow: true, from_start: false, output: true };
+        self.watch(stream, &job, (job.seen.get(), what), terminal, outbox);
+    }
+
+    fn watch(
+        self: &Rc<Self>,
+        stream: StreamId,
+        job: &Rc<Job>,
+        (position, what): (u64, View),
+        terminal: Option<Terminal>,
+        outbox: &Outbox,
+    ) {
+        let viewer = Rc::new(Viewer::new(Rc::clone(job), what.window, terminal));
         // Registered first: the task ends by removing itself.
-        self.viewers.borrow_mut().insert(stream, viewer);
+        self.viewers.borrow_mut().insert(stream, Rc::clone(&viewer));
+        let (jobs, outbox, mine) = (Rc::clone(self), outbox.clone(), Rc::clone(&viewer));
         let task = spawn_local(async move {
-            viewer::show(&job, position, what, (stream, &credit), &outbox).await;
-            outbox.control(stream, &job.info());
+            mine.show(position, what, stream, &outbox).await;
+            outbox.control(stream, &mine.job.info());
             jobs.viewers.borrow_mut().remove(&stream);
         });
-        if let Some(viewer) = self.viewers.borrow_mut().get_mut(&stream) {
-            viewer.run_by(task.abort_handle());
+        viewer.run_by(task.abort_handle());
+    }
+
+    /// Handles a frame of a client that looks at a job. One that makes no sense, or leaves, ends the
+    /// look and not the job.
+    pub(crate) fn handle(&self, kind: Kind, frame: Frame) {
+        let stream = frame.stream;
+        let viewer = self.viewers.borrow().get(&stream).cloned();
+        if viewer.is_some_and(|viewer| !viewer.handle(kind, frame)) {
+            self.leave(stream);
         }
     }
 
@@ -200,15 +273,7 @@ impl Jobs {
         self.viewers.borrow().contains_key(&stream)
     }
 
-    /// The client takes more of a job's output.
-    pub(crate) fn grant(&self, stream: StreamId, bytes: u32) {
-        if let Some(viewer) = self.viewers.borrow().get(&stream) {
-            viewer.credit().grant(bytes);
-        }
-    }
-
-    /// The client looks at a job no more.
-    pub(crate) fn leave(&self, stream: StreamId) {
+    fn leave(&self, stream: StreamId) {
         if let Some(viewer) = self.viewers.borrow_mut().remove(&stream) {
             viewer.stop();
         }

@@ -106,6 +106,17 @@ impl Outbox {
         self.0.filled.notify_one();
     }
 
+    /// Queues a control frame behind the pieces that wait, for one that ends a stream whose producer
+    /// was stopped in between. It is no longer than a piece.
+    pub(crate) fn control_in_order<M: Message>(&self, stream: StreamId, message: &M) {
+        let frame = message.to_frame(stream);
+        let mut piece = self.piece();
+        piece.copy(&frame);
+        let (taken, _nobody_waits) = oneshot::channel();
+        self.0.bulk.borrow_mut().push_back((piece, taken));
+        self.0.filled.notify_one();
+    }
+
     /// An empty piece to fill and send.
     pub(crate) fn piece(&self) -> Piece {
         self.0.spare.borrow_mut().pop().unwrap_or_default()
@@ -253,6 +264,13 @@ impl Piece {
         let header = Frame::bulk_header(stream, kind, len);
         self.bytes[..HEADER_LEN].copy_from_slice(&header);
         self.len = HEADER_LEN + len;
+    }
+
+    /// Becomes a copy of `frame`.
+    fn copy(&mut self, frame: &Frame) {
+        self.bytes[..HEADER_LEN].copy_from_slice(&frame.header());
+        self.room()[..frame.body.len()].copy_from_slice(&frame.body);
+        self.len = HEADER_LEN + frame.body.len();
     }
 
     fn wire(&self) -> &[u8] {

@@ -57,9 +57,15 @@ pub(crate) async fn start(sandbox: &SandboxHandle, quiet: &mut bool) -> anyhow::
     Ok(())
 }
 
-/// The run that `sandbox` is in; tells, once, when it is emulated.
+/// The run that `sandbox` is in; tells, once, when it is emulated or not confined.
 pub(crate) async fn run_of(sandbox: &Sandbox, quiet: bool) -> anyhow::Result<Option<RunInfo>> {
     let run = Sandbox::get(sandbox.name()).await?.last_run()?;
+    let confinement = run.as_ref().and_then(|run| run.confinement.as_ref());
+    if !quiet && confinement.is_some_and(|confinement| confinement.vmm.layers.is_empty()) {
+        report::note(
+            "the sandbox's processes are not confined: see MSB_CONFINEMENT and `msb doctor`",
+        );
+    }
     if !quiet && run.as_ref().is_some_and(|run| run.accel == Accel::Tcg) {
         report::note("no usable KVM: running in software emulation (slower); see `msb doctor`");
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use microsandbox::{AttachEnd, ExecOptionsBuilder, Mebibytes, Rlimit, Sandbox};
+use microsandbox::{AttachEnd, ExecOptionsBuilder, JobId, Mebibytes, Rlimit, Sandbox};
 
 use crate::{
     interrupt::Interrupts,
@@ -21,7 +21,7 @@ pub(crate) struct Session {
     /// Run the command on a terminal; with -i on this one, as -it
     #[arg(short, long)]
     tty: bool,
-    /// Keys that leave a terminal session, such as ctrl-p,ctrl-q; "" for none
+    /// Keys that leave a terminal session to itself, such as ctrl-p,ctrl-q; "" for none
     #[arg(long, value_name = "KEYS", default_value = "ctrl-]", requires = "tty")]
     detach_keys: String,
     /// Kill the command after this time, such as 30s or 5m
@@ -63,9 +63,15 @@ impl Limits {
 }
 
 impl Session {
-    /// Sets what bounds the command, for one that is connected to nothing.
-    pub(crate) fn bound(self, command: ExecOptionsBuilder) -> ExecOptionsBuilder {
-        bound(command, (self.timeout, self.ulimit))
+    /// Sets what bounds the command, and whether it has a terminal, for one that is connected to
+    /// nothing.
+    pub(crate) fn detached(self, command: ExecOptionsBuilder) -> ExecOptionsBuilder {
+        bound(command.tty(self.tty), (self.timeout, self.ulimit))
+    }
+
+    /// Whether the command would have input without a terminal.
+    pub(crate) const fn is_piped(&self) -> bool {
+        self.interactive && !self.tty
     }
 
     /// Runs the command until it has ended.
@@ -104,6 +110,14 @@ fn bound(
     })
 }
 
+/// What is said when the user has left a command on the terminal.
+pub(crate) fn detached(name: &str, job: Option<JobId>) -> String {
+    match job {
+        Some(id) => format!("detached; `msb jobs attach {name} {id}` comes back to it"),
+        None => "detached; the sandbox cannot keep the command, which was hung up".to_owned(),
+    }
+}
+
 async fn on_terminal(
     sandbox: &Sandbox,
     program: String,
@@ -114,8 +128,12 @@ async fn on_terminal(
         sandbox.attach_session(program, |attach| attach.command(options).detach_keys(detach_keys));
     let status = match session.await? {
         AttachEnd::Exited(status) => Some(status),
-        AttachEnd::Detached => {
-            report::note("detached; the command was hung up");
+        AttachEnd::Detached { job } => {
+            if sandbox.config().ephemeral {
+                report::note("detached; a sandbox without a name ends here");
+            } else {
+                report::note(detached(sandbox.name(), job));
+            }
             None
         }
         other => bail!("the session ended in a way this version does not know: {other:?}"),

@@ -1,21 +1,26 @@
-//! A command on the terminal of this process.
+//! A command or a job on the terminal of this process.
 //!
 //! ```text
 //!  keys ──▶ detach keys ──▶ command ──▶ standard output      raw mode while it lasts
+//!                │            └─ goes on as a job, to be attached to again
 //!  SIGWINCH ──▶ resize      SIGTERM, SIGHUP, SIGINT, SIGQUIT ──▶ the end, terminal restored
 //! ```
+
+mod remote;
 
 use std::{io, pin::pin};
 
 use bytes::Bytes;
+use microsandbox_runtime::wire::TerminalSize;
 use tokio::{
     io::{AsyncWriteExt, Stdout},
     signal::unix::{Signal, SignalKind, signal},
 };
 
 use crate::{
-    ExecEvent, ExecHandle, ExecOptionsBuilder, ExecSink, ExitStatus, MicrosandboxError,
-    MicrosandboxResult, RlimitResource,
+    ExecOptionsBuilder, ExecSink, ExitStatus, JobId, MicrosandboxError, MicrosandboxResult,
+    RlimitResource,
+    attach::remote::{News as RemoteNews, Remote},
     detach::{DEFAULT_KEYS, DetachKeys},
     exec::{self, ExecOptions},
     link::Link,
@@ -87,14 +92,17 @@ impl AttachOptionsBuilder {
     }
 
     pub(crate) fn build(self) -> MicrosandboxResult<AttachOptions> {
-        let keys = self.detach_keys.as_deref().unwrap_or(DEFAULT_KEYS);
-        let detach_keys = DetachKeys::parse(keys).map_err(|key| {
-            let message = format!("{key:?} in {keys:?} is no detach key: use a or ctrl-a");
-            MicrosandboxError::InvalidConfig(message)
-        })?;
+        let detach_keys = detach_keys(self.detach_keys.as_deref().unwrap_or(DEFAULT_KEYS))?;
         let command = self.command.stdin_pipe().tty(true).build()?;
         Ok(AttachOptions { command, detach_keys })
     }
+}
+
+fn detach_keys(keys: &str) -> MicrosandboxResult<DetachKeys> {
+    DetachKeys::parse(keys).map_err(|key| {
+        let message = format!("{key:?} in {keys:?} is no detach key: use a or ctrl-a");
+        MicrosandboxError::InvalidConfig(message)
+    })
 }
 
 /// Options, checked.
@@ -108,8 +116,12 @@ pub(crate) struct AttachOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AttachEnd {
-    /// The user pressed the detach keys. The command was hung up, as by a terminal that closes.
-    Detached,
+    /// The user pressed the detach keys, and the command goes on.
+    Detached {
+        /// As this job; none: the sandbox's agent is too old or has too many, and the command was
+        /// hung up, as by a terminal that closes.
+        job: Option<JobId>,
+    },
     /// The command ended.
     Exited(ExitStatus),
 }
@@ -118,7 +130,7 @@ impl AttachEnd {
     /// The command's exit code, 0 for a user who detached.
     pub fn code(&self) -> i32 {
         match self {
-            Self::Detached => 0,
+            Self::Detached { .. } => 0,
             Self::Exited(status) => status.code,
         }
     }
@@ -130,27 +142,58 @@ pub(crate) async fn run(
     cmd: String,
     options: AttachOptions,
 ) -> MicrosandboxResult<AttachEnd> {
-    let failed = MicrosandboxError::file("use the terminal on", "/dev/stdin");
-    let (terminal, signals) = match Terminal::open().and_then(|it| Ok((it, Signals::catch()?))) {
-        Ok((Some(terminal), signals)) => (terminal, signals),
-        Ok((None, _)) => return Err(no_terminal()),
-        Err(error) => return Err(failed(error)),
-    };
-    let size = terminal.size().map_err(MicrosandboxError::file("measure", "/dev/stdin"))?;
-    let mut command = exec::start(link, cmd, options.command, size).await?;
+    let here = Here::open()?;
+    let mut command = exec::start(link, cmd, options.command, here.size()?).await?;
     let stdin = command.take_stdin();
-    let raw = terminal.raw().map_err(failed)?;
-    let keys = options.detach_keys;
-    let outcome = converse(&mut command, stdin, &terminal, keys, (signals, &raw)).await;
-    drop(raw);
-    match outcome? {
-        Outcome::Ended => Ok(AttachEnd::Exited(command.wait().await?)),
-        Outcome::Detached => {
-            const SIGHUP: i32 = 1;
-            command.signal(SIGHUP).await?;
-            Ok(AttachEnd::Detached)
+    here.with(Remote::Command(command), stdin, options.detach_keys).await
+}
+
+/// Connects the terminal with a job until either has enough; dropping it leaves the job alone.
+pub(crate) async fn run_job(link: &Link, id: JobId, keys: &str) -> MicrosandboxResult<AttachEnd> {
+    let keys = detach_keys(keys)?;
+    let here = Here::open()?;
+    let (job, stdin) = Remote::job(link, id, here.size()?).await?;
+    here.with(job, stdin, keys).await
+}
+
+/// The terminal of this process, and the signals that concern it.
+struct Here {
+    terminal: Terminal,
+    signals: Signals,
+}
+
+impl Here {
+    fn open() -> MicrosandboxResult<Self> {
+        match Terminal::open().and_then(|it| Ok((it, Signals::catch()?))) {
+            Ok((Some(terminal), signals)) => Ok(Self { terminal, signals }),
+            Ok((None, _)) => Err(no_terminal()),
+            Err(error) => Err(unusable(error)),
         }
     }
+
+    fn size(&self) -> MicrosandboxResult<TerminalSize> {
+        self.terminal.size().map_err(MicrosandboxError::file("measure", "/dev/stdin"))
+    }
+
+    async fn with(
+        self,
+        mut remote: Remote,
+        stdin: Option<ExecSink>,
+        keys: DetachKeys,
+    ) -> MicrosandboxResult<AttachEnd> {
+        let raw = self.terminal.raw().map_err(unusable)?;
+        let signals = (self.signals, &raw);
+        let outcome = converse(&mut remote, stdin, &self.terminal, keys, signals).await;
+        drop(raw);
+        match outcome? {
+            Some(detached) => Ok(detached),
+            None => Ok(AttachEnd::Exited(remote.status().await?)),
+        }
+    }
+}
+
+fn unusable(error: io::Error) -> MicrosandboxError {
+    MicrosandboxError::file("use the terminal on", "/dev/stdin")(error)
 }
 
 fn no_terminal() -> MicrosandboxError {
@@ -160,19 +203,14 @@ fn no_terminal() -> MicrosandboxError {
     }
 }
 
-enum Outcome {
-    Ended,
-    Detached,
-}
-
-/// Moves keys and output until the command ends, the user detaches or a signal comes.
+/// Moves keys and output until the command ends (`None`), the user has left or a signal comes.
 async fn converse(
-    command: &mut ExecHandle,
+    remote: &mut Remote,
     stdin: Option<ExecSink>,
     terminal: &Terminal,
     keys: DetachKeys,
     (mut signals, raw): (Signals, &RawMode),
-) -> MicrosandboxResult<Outcome> {
+) -> MicrosandboxResult<Option<AttachEnd>> {
     let mut typing = pin!(type_into(stdin, terminal, keys));
     let mut screen = Screen { output: tokio::io::stdout(), pending: Bytes::new() };
     let mut gone = false;
@@ -181,33 +219,34 @@ async fn converse(
             written = screen.write(), if !screen.pending.is_empty() => {
                 written.map_err(MicrosandboxError::file("write to", "/dev/stdout"))?;
             }
-            event = command.recv(), if screen.pending.is_empty() => match event {
-                Some(ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes)) => screen.pending = bytes,
-                Some(_) => {}
-                None => return Ok(Outcome::Ended),
+            news = remote.next(), if screen.pending.is_empty() => match news? {
+                RemoteNews::Output(bytes) => screen.pending = bytes,
+                RemoteNews::Ended => return Ok(None),
+                RemoteNews::Left { job } => return Ok(Some(AttachEnd::Detached { job })),
             },
-            typed = &mut typing, if !gone => match typed {
-                Typed::Detach => return Ok(Outcome::Detached),
-                // The command's end is what ends this.
-                Typed::NoMore => gone = true,
-            },
+            typed = &mut typing, if !gone => {
+                // The command's end, or its answer, is what ends this.
+                gone = true;
+                if matches!(typed, Typed::Detach) {
+                    remote.leave();
+                }
+            }
             news = signals.next() => match news {
                 News::End(signal) => return Err(MicrosandboxError::AttachInterrupted { signal }),
-                News::Size => resize(command, terminal).await?,
+                News::Size => resize(remote, terminal),
                 News::Continued => {
-                    raw.enter().map_err(MicrosandboxError::file("use the terminal on", "/dev/stdin"))?;
-                    resize(command, terminal).await?;
+                    raw.enter().map_err(unusable)?;
+                    resize(remote, terminal);
                 }
             },
         }
     }
 }
 
-async fn resize(command: &ExecHandle, terminal: &Terminal) -> MicrosandboxResult<()> {
-    match terminal.size() {
-        Ok(size) => command.resize(size.rows, size.columns).await,
-        // A terminal that is gone has no size; reading from it says so.
-        Err(_) => Ok(()),
+fn resize(remote: &Remote, terminal: &Terminal) {
+    // A terminal that is gone has no size; reading from it says so.
+    if let Ok(size) = terminal.size() {
+        remote.resize(size);
     }
 }
 

@@ -341,16 +341,33 @@ impl ExecHandle {
         if let Some(first) = self.first.take() {
             return Ok(Some(first));
         }
+        while let Some(update) = self.next_update().await? {
+            return Ok(Some(match update {
+                ExecUpdate::Started { pid } => ExecEvent::Started { pid },
+                ExecUpdate::Stdout(bytes) => ExecEvent::Stdout(bytes),
+                ExecUpdate::Stderr(bytes) => ExecEvent::Stderr(bytes),
+                ExecUpdate::Exited(exited) => {
+                    ExecEvent::Exited { code: exited.status.shell_code() }
+                }
+                // Answers to who detaches, which is no part of this interface.
+                ExecUpdate::Detached(_) | ExecUpdate::NotDetached => continue,
+            }));
+        }
+        Ok(None)
+    }
+
+    /// What comes next as the sandbox tells it.
+    pub(crate) async fn next_update(&mut self) -> MicrosandboxResult<Option<ExecUpdate>> {
         let update = self.stream.next().await.map_err(|error| self.link.explain(error))?;
-        Ok(update.map(|update| match update {
-            ExecUpdate::Started { pid } => ExecEvent::Started { pid },
-            ExecUpdate::Stdout(bytes) => ExecEvent::Stdout(bytes),
-            ExecUpdate::Stderr(bytes) => ExecEvent::Stderr(bytes),
-            ExecUpdate::Exited(exited) => {
-                self.exited = Some(exited);
-                ExecEvent::Exited { code: exited.status.shell_code() }
-            }
-        }))
+        if let Some(ExecUpdate::Exited(exited)) = update {
+            self.exited = Some(exited);
+        }
+        Ok(update)
+    }
+
+    /// Asks for the command, which has a terminal, to become a job.
+    pub(crate) fn ask_to_detach(&self) {
+        self.stream.detach();
     }
 
     /// The way into standard input, once, if it was asked for with
@@ -425,8 +442,12 @@ impl ExecHandle {
     /// # Errors
     /// None today; a command without a terminal ignores it.
     pub async fn resize(&self, rows: u16, cols: u16) -> MicrosandboxResult<()> {
-        self.stream.resize(wire::TerminalSize { rows, columns: cols });
+        self.resize_to(wire::TerminalSize { rows, columns: cols });
         Ok(())
+    }
+
+    pub(crate) fn resize_to(&self, size: wire::TerminalSize) {
+        self.stream.resize(size);
     }
 }
 
@@ -437,6 +458,10 @@ pub struct ExecSink {
 }
 
 impl ExecSink {
+    pub(crate) const fn new(writer: StdinWriter) -> Self {
+        Self { writer }
+    }
+
     /// Writes all of `data`; waits while the command does not read.
     ///
     /// # Errors
@@ -497,13 +522,12 @@ pub(crate) async fn start(
     Ok(ExecHandle { stream, first, stdin, timeout, limits, link, exited: None, failed: None })
 }
 
-/// What the agent is asked for when nobody looks on.
-pub(crate) fn detached_request(cmd: String, options: ExecOptions) -> Exec {
-    request(cmd, options, wire::TerminalSize { rows: 0, columns: 0 }).0
-}
-
 /// What the agent is asked for, and what becomes of its input.
-fn request(cmd: String, options: ExecOptions, size: wire::TerminalSize) -> (Exec, StdinMode) {
+pub(crate) fn request(
+    cmd: String,
+    options: ExecOptions,
+    size: wire::TerminalSize,
+) -> (Exec, StdinMode) {
     let stdin = match options.stdin {
         StdinMode::Null => wire::StdinMode::Null,
         StdinMode::Pipe | StdinMode::Bytes(_) => wire::StdinMode::Pipe,

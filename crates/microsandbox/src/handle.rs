@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use chrono::{DateTime, Utc};
 use microsandbox_db::SandboxRow;
 use microsandbox_runtime::{
-    Accel, AgentClient, BootTimes, EndReason, Origin, SandboxDir, VmmKind, step,
+    Accel, AgentClient, BootTimes, ConfinementRecord, EndReason, Origin, SandboxDir, VmmKind, step,
 };
 
 use crate::{
@@ -40,6 +40,8 @@ pub struct RunInfo {
     pub vmm: VmmKind,
     /// How guest code was executed.
     pub accel: Accel,
+    /// How its processes were confined, once the VMM was started.
+    pub confinement: Option<ConfinementRecord>,
     /// When it began.
     pub started_at: DateTime<Utc>,
     /// What the machine began as, once that was decided.
@@ -143,6 +145,7 @@ impl SandboxHandle {
         Ok(Some(RunInfo {
             vmm: run.vmm,
             accel: run.accel,
+            confinement: run.confinement,
             started_at: run.started_at,
             origin: run.origin,
             boot: run.boot,

@@ -8,8 +8,8 @@ use std::{
 use microsandbox_db::Catalogue;
 use microsandbox_image::ImageStore;
 use microsandbox_runtime::{
-    Accel, Guest, GuestStore, KvmProbe, Program, SandboxDir, SelectedVmm, VmmChoice, find_qemu,
-    host_tsc_khz, own_program, probe_kvm, select_vmm,
+    Accel, Confinement, Guest, GuestStore, KvmProbe, Program, SandboxDir, SelectedVmm, VmmChoice,
+    confine::UnknownLayer, find_qemu, host_tsc_khz, own_program, probe_kvm, select_vmm,
 };
 use microsandbox_snapshot::SnapshotStore;
 
@@ -25,8 +25,7 @@ pub(crate) struct Home {
     vmm: VmmChoice,
     boot: BootMode,
     kernel: Option<PathBuf>,
-    kernel_arguments: String,
-    skip_probe: bool,
+    confinement: Confinement,
     log: String,
 }
 
@@ -55,16 +54,13 @@ impl Home {
             }
         };
         let kernel = env::read(env::MSB_KERNEL).map(PathBuf::from).map(absolute).transpose()?;
-        let kernel_arguments = env::read_text(env::MSB_KERNEL_ARGS).unwrap_or_default();
-        let skip_probe = match env::read_text(env::MSB_KVM_PROBE).as_deref() {
-            None | Some("auto") => false,
-            Some("skip") => true,
-            Some(other) => {
-                return Err(invalid(format!("MSB_KVM_PROBE is {other:?}, not auto or skip")));
-            }
-        };
+        let confinement = env::read_text(env::MSB_CONFINEMENT).map(|text| text.parse());
+        let confinement = confinement.transpose().map_err(|unknown: UnknownLayer| {
+            invalid(format!("{}: {unknown}", env::MSB_CONFINEMENT))
+        })?;
         let log = env::read_text(env::MSB_LOG).unwrap_or_else(|| "warn".into());
-        Ok(Self { root, vmm, boot, kernel, kernel_arguments, skip_probe, log })
+        let confinement = confinement.unwrap_or_default();
+        Ok(Self { root, vmm, boot, kernel, confinement, log })
     }
 
     /// The directory of all state.
@@ -114,8 +110,8 @@ impl Home {
         let guest = builds.unpack(&crate::carried::GUEST)?;
         #[cfg(not(feature = "embed-guest"))]
         let guest = builds.current();
-        let kernel = self.kernel.clone().unwrap_or_else(|| guest.kernel.clone());
-        Ok(Guest { kernel, arguments: self.kernel_arguments.clone(), ..guest })
+        let kernel = self.kernel.clone().unwrap_or(guest.kernel);
+        Ok(Guest { kernel, initramfs: guest.initramfs })
     }
 
     /// The program that supervises sandboxes: this one if it can, else an installed `msb`.
@@ -140,10 +136,6 @@ impl Home {
 
     /// Whether KVM runs guest code here. Blocks for up to half a second, once per boot of the host.
     pub(crate) fn probe(&self, program: &Program) -> KvmProbe {
-        if self.skip_probe {
-            let detail = "taken to work, as MSB_KVM_PROBE says".into();
-            return KvmProbe { works: true, detail, took_us: 0 };
-        }
         probe_kvm(program, &self.root.join("kvm-probe.json"))
     }
 
@@ -179,6 +171,7 @@ impl Home {
             boot: self.boot,
             templates: self.root.join("templates"),
             digests: self.root.join("digests.json"),
+            confinement: self.confinement.clone(),
             log: self.log.clone(),
         })
     }
@@ -213,6 +206,7 @@ pub(crate) struct Machinery {
     pub(crate) templates: PathBuf,
     /// File that remembers digests of kernel, agent and VMM.
     pub(crate) digests: PathBuf,
+    pub(crate) confinement: Confinement,
     /// Directives for the supervisor's log.
     pub(crate) log: String,
 }

@@ -1,5 +1,8 @@
 //! Detached jobs: commands that go on when the program that started them has gone.
 //!
+//! A job may have a terminal, which is connected with that of this process and left again as often as
+//! somebody likes; a terminal session that is left becomes a job.
+//!
 //! A job ends by itself, by a signal, or with its sandbox. Its output goes into a bounded record in
 //! the sandbox (1 MiB for one job, 8 MiB for all); output that was dropped before it was read is told
 //! as a gap. The last 256 jobs that have ended are kept until they are removed.
@@ -8,11 +11,12 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use microsandbox_runtime::{
     Error as RuntimeError, JobStream, JobUpdate,
-    wire::{self, JobInfo, JobOperation, Timestamp},
+    wire::{ExecLimits, JobDetail, JobInfo, JobOperation, TerminalSize, Timestamp},
 };
 
 use crate::{
-    ExitStatus, MicrosandboxError, MicrosandboxResult,
+    AttachEnd, ExitStatus, MicrosandboxError, MicrosandboxResult, attach,
+    detach::DEFAULT_KEYS,
     exec::{self, ExecOptions, StdinMode, Usage},
     link::Link,
 };
@@ -24,7 +28,7 @@ pub type JobId = u64;
 #[derive(Debug, Clone)]
 pub struct JobHandle {
     link: Link,
-    info: JobInfo,
+    detail: JobDetail,
 }
 
 /// How a job is.
@@ -77,36 +81,38 @@ pub enum JobOutputMode {
 pub struct JobOutput {
     link: Link,
     stream: JobStream,
+    /// The job as it was when this was asked for.
+    asked: JobDetail,
     last: Option<JobInfo>,
 }
 
 impl JobHandle {
     /// Its number.
     pub fn id(&self) -> JobId {
-        self.info.id
+        self.detail.info.id
     }
 
     /// Program and arguments, cut after 1024 bytes.
     pub fn command(&self) -> &[String] {
-        &self.info.command
+        &self.detail.info.command
     }
 
     /// Process id in the guest of its first process.
     pub fn pid(&self) -> u32 {
-        self.info.pid
+        self.detail.info.pid
     }
 
     /// When it was started, by the sandbox's clock.
     pub fn started_at(&self) -> Option<DateTime<Utc>> {
-        date(self.info.started)
+        date(self.detail.info.started)
     }
 
     /// How it was when this handle was made or last refreshed.
     pub fn state(&self) -> JobState {
-        match self.info.ended {
+        match self.detail.info.ended {
             None => JobState::Running,
             Some(end) => JobState::Exited {
-                status: ExitStatus::new(&end.exited, &wire::ExecLimits::default()),
+                status: ExitStatus::new(&end.exited, &self.detail.limits),
                 at: date(end.at).unwrap_or_default(),
                 usage: end.exited.usage,
                 timed_out: end.exited.timed_out,
@@ -114,9 +120,24 @@ impl JobHandle {
         }
     }
 
+    /// What it and its descendants may use together.
+    pub fn limits(&self) -> ExecLimits {
+        self.detail.limits
+    }
+
+    /// What it and its descendants had used when this handle was made or last refreshed.
+    pub fn usage(&self) -> Usage {
+        self.detail.usage
+    }
+
+    /// Whether it runs on a terminal.
+    pub fn has_terminal(&self) -> bool {
+        self.detail.terminal
+    }
+
     /// Bytes of output so far, and how many of them are not kept any more.
     pub fn output_bytes(&self) -> (u64, u64) {
-        (self.info.output_bytes, self.info.dropped_bytes)
+        (self.detail.info.output_bytes, self.detail.info.dropped_bytes)
     }
 
     /// Asks the sandbox how it is now.
@@ -127,8 +148,7 @@ impl JobHandle {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn refresh(&mut self) -> MicrosandboxResult<()> {
-        // No signal: only whether the job is there, and how it is.
-        self.info = ask(&self.link, JobOperation::Signal { id: self.id(), signal: 0 }).await?;
+        *self = find(&self.link, self.id()).await?;
         Ok(())
     }
 
@@ -145,7 +165,8 @@ impl JobHandle {
         let operation = JobOperation::Output { id: self.id(), follow, from_start };
         let stream = self.link.client.job_call(operation);
         let stream = stream.map_err(|error| self.link.explain(error))?;
-        Ok(JobOutput { link: self.link.clone(), stream, last: None })
+        let asked = self.detail.clone();
+        Ok(JobOutput { link: self.link.clone(), stream, asked, last: None })
     }
 
     /// Waits until it has ended.
@@ -156,10 +177,39 @@ impl JobHandle {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn wait(&mut self) -> MicrosandboxResult<ExitStatus> {
-        self.info = ask(&self.link, JobOperation::Wait { id: self.id() }).await?;
+        ask(&self.link, JobOperation::Wait { id: self.id() }).await?;
+        self.refresh().await?;
         match self.state() {
             JobState::Exited { status, .. } => Ok(status),
             JobState::Running => Err(no_answer(&self.link)),
+        }
+    }
+
+    /// Connects it with the terminal of this process, until it ends or the user presses `ctrl-]`: its
+    /// output from where it was last looked at, and keys to its terminal if it has one.
+    ///
+    /// # Errors
+    /// As [`crate::Sandbox::attach`], and as [`JobHandle::refresh`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future restores the terminal and does nothing to the job.
+    pub async fn attach(&self) -> MicrosandboxResult<AttachEnd> {
+        self.attach_with(DEFAULT_KEYS).await
+    }
+
+    /// As [`JobHandle::attach`] with other keys to leave it by, as
+    /// [`crate::AttachOptionsBuilder::detach_keys`] has them.
+    ///
+    /// # Errors
+    /// As [`JobHandle::attach`].
+    ///
+    /// # Cancel safety
+    /// As [`JobHandle::attach`].
+    pub async fn attach_with(&self, detach_keys: &str) -> MicrosandboxResult<AttachEnd> {
+        match attach::run_job(&self.link, self.id(), detach_keys).await? {
+            // It tells how it ended, with its limits.
+            AttachEnd::Exited(_) => Ok(AttachEnd::Exited(self.clone().wait().await?)),
+            detached => Ok(detached),
         }
     }
 
@@ -207,7 +257,7 @@ impl JobOutput {
                 JobUpdate::Stderr(bytes) => return Ok(Some(JobEvent::Stderr(bytes))),
                 JobUpdate::Stdout(bytes) => return Ok(Some(JobEvent::Stdout(bytes))),
                 JobUpdate::Info(info) => self.last = Some(info),
-                JobUpdate::All(_) => {}
+                JobUpdate::All(_) | JobUpdate::Attached { .. } | JobUpdate::Details(_) => {}
             }
         }
         Ok(None)
@@ -215,8 +265,9 @@ impl JobOutput {
 
     /// The job as it was after the last of its output; `None` before that.
     pub fn job(&self) -> Option<JobHandle> {
-        let info = self.last.clone()?;
-        Some(JobHandle { link: self.link.clone(), info })
+        let detail = JobDetail { info: self.last.clone()?, ..self.asked.clone() };
+        let usage = detail.info.ended.map_or(detail.usage, |end| end.exited.usage);
+        Some(JobHandle { link: self.link.clone(), detail: JobDetail { usage, ..detail } })
     }
 }
 
@@ -225,35 +276,42 @@ pub(crate) async fn start(
     link: &Link,
     cmd: String,
     options: ExecOptions,
+    size: TerminalSize,
 ) -> MicrosandboxResult<JobHandle> {
-    if options.tty || options.stdin != StdinMode::Null {
-        return Err(MicrosandboxError::InvalidConfig(
-            "a detached job has neither a terminal nor input".into(),
-        ));
+    if options.stdin != StdinMode::Null {
+        let message = "a detached job has no input but that of its terminal";
+        return Err(MicrosandboxError::InvalidConfig(message.into()));
     }
-    let limits = options.limits;
-    let exec = exec::detached_request(cmd, options);
-    let info = ask(link, JobOperation::Start { exec, limits }).await?;
-    Ok(JobHandle { link: link.clone(), info })
+    let (limits, terminal) = (options.limits, options.tty);
+    let exec = exec::request(cmd, options, size).0;
+    let operation = match terminal {
+        true => JobOperation::StartOnTerminal { exec, limits },
+        false => JobOperation::Start { exec, limits },
+    };
+    let info = ask(link, operation).await?;
+    let detail = JobDetail { info, limits, usage: Usage::default(), terminal };
+    Ok(JobHandle { link: link.clone(), detail })
 }
 
 /// Every job, in the order of their numbers.
 pub(crate) async fn all(link: &Link) -> MicrosandboxResult<Vec<JobHandle>> {
-    let stream = link.client.job_call(JobOperation::List);
-    let mut stream = stream.map_err(|error| link.explain(error))?;
-    match stream.next().await.map_err(|error| link.explain(error))? {
-        Some(JobUpdate::All(jobs)) => {
-            let handle = |info| JobHandle { link: link.clone(), info };
-            Ok(jobs.into_iter().map(handle).collect())
-        }
-        _ => Err(no_answer(link)),
-    }
+    let handle = |detail| JobHandle { link: link.clone(), detail };
+    Ok(details(link, None).await?.into_iter().map(handle).collect())
 }
 
 /// The job of that number.
 pub(crate) async fn find(link: &Link, id: JobId) -> MicrosandboxResult<JobHandle> {
-    let info = ask(link, JobOperation::Signal { id, signal: 0 }).await?;
-    Ok(JobHandle { link: link.clone(), info })
+    let detail = details(link, Some(id)).await?.pop().ok_or_else(|| no_answer(link))?;
+    Ok(JobHandle { link: link.clone(), detail })
+}
+
+async fn details(link: &Link, id: Option<JobId>) -> MicrosandboxResult<Vec<JobDetail>> {
+    let stream = link.client.job_call(JobOperation::Describe { id });
+    let mut stream = stream.map_err(|error| link.explain(error))?;
+    match stream.next().await.map_err(|error| link.explain(error))? {
+        Some(JobUpdate::Details(jobs)) => Ok(jobs),
+        _ => Err(no_answer(link)),
+    }
 }
 
 async fn ask(link: &Link, operation: JobOperation) -> MicrosandboxResult<JobInfo> {
@@ -265,7 +323,7 @@ async fn ask(link: &Link, operation: JobOperation) -> MicrosandboxResult<JobInfo
     }
 }
 
-fn no_answer(link: &Link) -> MicrosandboxError {
+pub(crate) fn no_answer(link: &Link) -> MicrosandboxError {
     link.explain(RuntimeError::Closed { during: "an answer about a job" })
 }
 

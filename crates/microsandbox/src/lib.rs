@@ -31,7 +31,6 @@ mod attach;
 mod builder;
 #[cfg(feature = "embed-guest")]
 mod carried;
-mod clock;
 mod config;
 mod create;
 mod detach;
@@ -77,7 +76,8 @@ pub use metrics::{SandboxMetrics, all_sandbox_metrics};
 pub use microsandbox_archive::Error as ArchiveError;
 pub use microsandbox_image::{Progress, PullProgress, Reference};
 pub use microsandbox_runtime::{
-    Accel, BootTimes, ColdReason, EndReason, Origin, VmmChoice, VmmKind,
+    Accel, Applied, BootTimes, ColdReason, ConfinementRecord, EndReason, Layer, Origin, VmmChoice,
+    VmmKind,
 };
 pub use names::{MAX_HOSTNAME_BYTES, MAX_SANDBOX_NAME_BYTES, validate_sandbox_name};
 pub use sandbox::{Sandbox, SandboxStopResult};
@@ -86,6 +86,6 @@ pub use snapshot::{
 };
 pub use status::SandboxStatus;
 
-/// Stops this process at a step of a sandbox's life; for tests that kill it there.
+/// What happens at a step of a sandbox's life; for tests that kill a process there, or try something.
 #[cfg(feature = "stop-at-step")]
-pub use microsandbox_runtime::step::stop_at;
+pub use microsandbox_runtime::step::{call_at, stop_at};

@@ -385,15 +385,15 @@ impl Sandbox {
     /// As [`Sandbox::exec_detached`] with options.
     ///
     /// # Errors
-    /// As [`Sandbox::exec`]; [`MicrosandboxError::InvalidConfig`] for a terminal or input, which a
-    /// job has not.
+    /// As [`Sandbox::exec`]; [`MicrosandboxError::InvalidConfig`] for input, which a job has only
+    /// through its terminal.
     pub async fn exec_detached_with(
         &self,
         cmd: impl Into<String>,
         f: impl FnOnce(ExecOptionsBuilder) -> ExecOptionsBuilder,
     ) -> MicrosandboxResult<JobHandle> {
         let options = f(ExecOptionsBuilder::default()).build()?;
-        jobs::start(&self.inner.link, cmd.into(), options).await
+        jobs::start(&self.inner.link, cmd.into(), options, DEFAULT_TERMINAL).await
     }
 
     /// Its jobs, in the order they were started in.

@@ -75,6 +75,7 @@ mod tests {
             origin: None,
             boot: BootTimes::default(),
             guest: None,
+            confinement: None,
             stopping,
         }
     }

@@ -51,6 +51,11 @@ pub struct Credit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kill {}
 
+/// The command on a terminal becomes a job, whose number comes back as [`crate::JobInfo`], and the
+/// stream is over. One that cannot is told as [`Unsupported`], and the stream goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detach {}
+
 /// What the relay tells a client that connects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {

@@ -9,11 +9,16 @@
 //!    ◀── Stdout…, Stderr…, JobGap   within the client's window
 //!    ◀─────────────────────────── JobInfo                                     (end)
 //!    Kill ───────────────────────▶ forgets the stream; the job goes on
+//!
+//!    JobCall {Attach} ───────────▶
+//!    ◀─────────────────────────── JobAttached {window}
+//!    Stdin…, Resize, Signal ─────▶   within the agent's window, to the job
+//!    ◀── Stdout…, JobGap            …as above
 //! ```
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Exec, ExecExited, ExecLimits, Timestamp};
+use crate::{Exec, ExecExited, ExecLimits, TerminalSize, Timestamp, Usage};
 
 /// Output of one job that is kept; older output is dropped and told as a gap.
 pub const JOB_OUTPUT_BYTES: usize = 1 << 20;
@@ -86,6 +91,57 @@ pub enum JobOperation {
         /// Which job.
         id: JobId,
     },
+    /// Connect to it: first [`JobAttached`], then its output from where it was last looked at, while
+    /// what the client types goes to its terminal. Output and state come as for `Output`.
+    Attach {
+        /// Which job.
+        id: JobId,
+        /// The client's terminal, which the job's takes its size from.
+        size: Option<TerminalSize>,
+    },
+    /// Tell [`JobDetails`].
+    Describe {
+        /// Of which job; none: of all.
+        id: Option<JobId>,
+    },
+    /// Start one on the terminal that `exec` asks for.
+    StartOnTerminal {
+        /// The command; its standard input is the terminal.
+        exec: Exec,
+        /// What it and its descendants may use.
+        limits: ExecLimits,
+    },
+}
+
+/// The client is connected to a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobAttached {
+    /// Process id in the guest of its first process.
+    pub pid: u32,
+    /// Input bytes the agent takes before it grants more; 0 without a terminal.
+    pub window: u32,
+    /// Whether the job has a terminal.
+    pub terminal: bool,
+}
+
+/// What is known of jobs, in the order of their numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobDetails {
+    /// The jobs.
+    pub jobs: Vec<JobDetail>,
+}
+
+/// More than [`JobInfo`] says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobDetail {
+    /// As other answers have it.
+    pub info: JobInfo,
+    /// What it and its descendants may use.
+    pub limits: ExecLimits,
+    /// What they have used so far.
+    pub usage: Usage,
+    /// Whether it has a terminal.
+    pub terminal: bool,
 }
 
 /// What is known of a job.

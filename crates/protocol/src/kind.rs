@@ -81,6 +81,13 @@ kinds! {
     Kill = 24,
     /// Client to agent, opens a stream as `Exec` does, with limits: [`crate::LimitedExec`].
     LimitedExec = 25,
+    /// Client to agent: the command on a terminal becomes a job, [`crate::Detach`].
+    Detach = 26,
+    /// Agent to client: what the client sees and types is the job's from here on,
+    /// [`crate::JobAttached`].
+    JobAttached = 27,
+    /// What is known of jobs, their limits and usage too; the stream is over: [`crate::JobDetails`].
+    JobDetails = 28,
 
     /// Bulk, client to agent: bytes for standard input; the end flag closes it.
     Stdin = 32,
@@ -135,6 +142,7 @@ impl Kind {
             self,
             Self::ExecExited
                 | Self::ExecFailed
+                | Self::JobDetails
                 | Self::JobInfo
                 | Self::JobUnknown
                 | Self::Jobs

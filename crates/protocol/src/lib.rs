@@ -31,7 +31,7 @@ pub use boot::{
     Ready, Rebirth, Release, Root, Timestamp, Upper,
 };
 pub use control::{
-    Credit, Drain, Ended, Kill, Ping, Pong, Shutdown, Stop, Stopped, Unsupported, Welcome,
+    Credit, Detach, Drain, Ended, Kill, Ping, Pong, Shutdown, Stop, Stopped, Unsupported, Welcome,
 };
 pub use credit::{ReceiveWindow, SendWindow, WindowExceeded};
 pub use error::Error;
@@ -50,8 +50,9 @@ pub use frame::{
 };
 pub use hello::{GENERATION, GENERATION_OLDEST, Hello, negotiate};
 pub use job::{
-    FINISHED_JOBS, JOB_COMMAND_BYTES, JOB_OUTPUT_BYTES, JOBS_OUTPUT_BYTES, JobCall, JobEnd, JobGap,
-    JobId, JobInfo, JobOperation, JobUnknown, Jobs, RUNNING_JOBS,
+    FINISHED_JOBS, JOB_COMMAND_BYTES, JOB_OUTPUT_BYTES, JOBS_OUTPUT_BYTES, JobAttached, JobCall,
+    JobDetail, JobDetails, JobEnd, JobGap, JobId, JobInfo, JobOperation, JobUnknown, Jobs,
+    RUNNING_JOBS,
 };
 pub use kind::Kind;
 pub use message::{Message, opening_window};

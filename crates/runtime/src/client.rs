@@ -17,9 +17,9 @@ use std::{
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    Credit, Drain, Ended, Exec, ExecExited, ExecFailed, ExecStarted, Frame, Kill, Kind,
-    LimitedExec, MAX_BODY_LEN, MAX_BULK_LEN, Message, Program, Ready, ReceiveWindow, Resize,
-    SendWindow, Signal, Stop, StreamId, TerminalSize, Unsupported, Welcome,
+    Credit, Detach, Drain, Ended, Exec, ExecExited, ExecFailed, ExecStarted, Frame, JobAttached,
+    JobInfo, Kill, Kind, LimitedExec, MAX_BODY_LEN, MAX_BULK_LEN, Message, Program, Ready,
+    ReceiveWindow, Resize, SendWindow, Signal, Stop, StreamId, TerminalSize, Unsupported, Welcome,
 };
 use tokio::{
     net::UnixStream,
@@ -279,7 +279,13 @@ async fn dispatch(
                     route.stdin.grant(started.window);
                 }
             }
+            Some(Kind::JobAttached) => {
+                if let Ok(attached) = JobAttached::from_frame(&frame) {
+                    route.stdin.grant(attached.window);
+                }
+            }
             Some(Kind::StdinClosed) => route.stdin.close(),
+            Some(Kind::Unsupported) if refuses_to_detach(&frame) => {}
             Some(kind) if kind.ends_stream() => {
                 route.stdin.close();
                 ended = true;
@@ -299,6 +305,11 @@ async fn dispatch(
             route.stdin.close();
         }
     }
+}
+
+/// Whether a frame says that a command cannot become a job, after which its stream goes on.
+fn refuses_to_detach(frame: &Frame) -> bool {
+    Unsupported::from_frame(frame).is_ok_and(|refused| refused.kind == Kind::Detach.byte())
 }
 
 /// One command's stream.
@@ -329,6 +340,10 @@ pub enum ExecUpdate {
     Stderr(Bytes),
     /// It has ended; nothing follows.
     Exited(ExecExited),
+    /// It goes on as this job; nothing follows. Comes after [`ExecStream::detach`].
+    Detached(JobInfo),
+    /// It cannot become a job, and goes on as it was.
+    NotDetached,
 }
 
 impl ExecStream {
@@ -379,6 +394,11 @@ impl ExecStream {
                 self.ended = true;
                 ExecUpdate::Exited(ExecExited::from_frame(&frame).map_err(malformed)?)
             }
+            Some(Kind::JobInfo) => {
+                self.ended = true;
+                ExecUpdate::Detached(JobInfo::from_frame(&frame).map_err(malformed)?)
+            }
+            Some(Kind::Unsupported) if refuses_to_detach(&frame) => ExecUpdate::NotDetached,
             Some(Kind::ExecFailed) => {
                 self.ended = true;
                 let failed = ExecFailed::from_frame(&frame).map_err(malformed)?;
@@ -409,6 +429,11 @@ impl ExecStream {
     /// Sends a signal to the command's process group.
     pub fn signal(&self, signal: i32) {
         self.client.shared.sender.send(Signal { signal }.to_frame(self.id));
+    }
+
+    /// Asks for the command on a terminal to become a job, which [`ExecUpdate`] tells.
+    pub fn detach(&self) {
+        self.client.shared.sender.send(Detach {}.to_frame(self.id));
     }
 
     /// Tells the command's terminal its new size.

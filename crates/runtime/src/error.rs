@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use microsandbox_protocol::{ExecFailed, FileFailed, FileFailure};
 
-use crate::{ExitRecord, VmmKind, handover::BUILD};
+use crate::{ExitRecord, Layer, VmmKind, handover::BUILD};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -154,6 +154,14 @@ pub enum Error {
         /// Version of the agent.
         agent: String,
     },
+    /// Confinement is required, and the host lacks a layer of it.
+    #[error("confine the sandbox with {layer}: {why}")]
+    Unconfined {
+        /// What is lacking.
+        layer: Layer,
+        /// Why.
+        why: String,
+    },
     /// The wanted VMM cannot run on this machine.
     #[error("use {vmm}: {why}")]
     VmmUnavailable {
@@ -191,6 +199,9 @@ impl Error {
             Self::VmmUnavailable { vmm: VmmKind::Qemu, .. } => {
                 Some("install QEMU: apt-get install qemu-system-x86".into())
             }
+            Self::Unconfined { .. } => Some(
+                "mend what `msb doctor` says of it, or do without: MSB_CONFINEMENT=auto".into(),
+            ),
             Self::Boot { record, .. } => record.reason.hint(),
             _ => None,
         }

@@ -12,10 +12,15 @@ use tokio::{
 };
 
 use crate::{
-    Error, LaunchConfig, Program, Result, RunRecord, SandboxDir, SandboxLock, handover,
+    Error, LaunchConfig, Program, Result, RunRecord, SandboxDir, SandboxLock,
+    checkpoint::Shape,
+    handover,
     orders::{DETACH, Progress},
     program::Role,
+    record::ColdReason,
     step,
+    supervisor::confined,
+    template::plan,
 };
 
 /// A sandbox that takes commands.
@@ -99,6 +104,9 @@ pub async fn launch(
     lock: SandboxLock,
 ) -> Result<Launched> {
     config.guest.check()?;
+    config.confinement.check()?;
+    let profile = confined::profile(config).map_err(Error::file("read", &config.lower))?;
+    let shape = shape_of(config).await;
     let dir = SandboxDir::new(&config.dir);
     let log = dir.open_runtime_log()?;
     let failed = |source| Error::Program { program: program.path().to_owned(), source };
@@ -106,16 +114,20 @@ pub async fn launch(
         program.command(Role::Supervisor, &config.name, log.into()).map_err(failed)?;
     let supervisor = command.spawn().map_err(failed)?;
     drop(command);
-    let handed_over =
-        handover::send(&control, Role::Supervisor, &(config, step::armed()), &[lock.as_fd()]);
-    control.set_nonblocking(true).map_err(failed)?;
+    let handed_over = handover::send(&control, Role::Supervisor, &profile, &[])
+        .and_then(|()| {
+            let orders = (config, &shape, step::armed());
+            handover::send(&control, Role::Supervisor, &orders, &[lock.as_fd()])
+        })
+        .and_then(|()| control.set_nonblocking(true));
     let control = UnixStream::from_std(control).map_err(failed)?;
     drop(lock);
     let mut owner = Owner { control, supervisor: Some(supervisor) };
     let mut line = String::new();
+    // One that refuses its first orders does not wait for the others; its answer is there all the same.
     let answered = match handed_over {
-        Ok(()) => BufReader::new(&mut owner.control).read_line(&mut line).await.map(drop),
-        Err(error) => Err(error),
+        Err(error) if !is_hang_up(&error) => Err(error),
+        _ => BufReader::new(&mut owner.control).read_line(&mut line).await.map(drop),
     };
     match answered {
         Ok(()) => {}
@@ -123,11 +135,21 @@ pub async fn launch(
         Err(error) => return Err(failed(error)),
     }
     match serde_json::from_str(&line) {
-        Ok(Progress::Ready(run)) => Ok(Launched { run: *run, owner }),
+        Ok(Progress::Ready(run)) => {
+            plan::provide_for_the_next(program, config, shape, run.origin.as_ref());
+            Ok(Launched { run: *run, owner })
+        }
         Ok(Progress::Failed(record)) => Err(Error::Boot { name: config.name.clone(), record }),
         Ok(Progress::Refused { build, why }) => {
             Err(Error::ProgramRefused { program: program.path().to_owned(), build, why })
         }
         Err(_) => Err(owner.explain_silence(program).await),
     }
+}
+
+/// On a thread that may block: the first time, large files are read.
+async fn shape_of(config: &LaunchConfig) -> std::result::Result<Shape, ColdReason> {
+    let config = config.clone();
+    let shape = tokio::task::spawn_blocking(move || plan::shape(&config)).await;
+    shape.unwrap_or_else(|error| Err(ColdReason::Unusable { detail: error.to_string() }))
 }

@@ -13,6 +13,7 @@
 
 mod checkpoint;
 mod client;
+pub mod confine;
 mod error;
 mod exec_log;
 mod guest;
@@ -40,6 +41,7 @@ pub use client::{
     files::FileStream,
     jobs::{JobStream, JobUpdate},
 };
+pub use confine::{Applied, Confinement, ConfinementRecord, Layer};
 pub use error::{Error, Result};
 pub use exec_log::{ExecContent, ExecLogReader, ExecRecord};
 #[cfg(feature = "embed-guest")]

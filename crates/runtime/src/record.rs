@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use microsandbox_protocol::{BootStage, Ready};
 use serde::{Deserialize, Serialize};
 
-use crate::{Accel, Error, VmmKind};
+use crate::{Accel, ConfinementRecord, Error, VmmKind};
 
 /// The last run of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,31 +34,20 @@ pub struct RunRecord {
     pub boot: BootTimes,
     /// What the guest said of itself.
     pub guest: Option<Ready>,
+    /// How its processes are confined, once the VMM was started.
+    #[serde(default)]
+    pub confinement: Option<ConfinementRecord>,
     /// An orderly end has begun.
     pub stopping: bool,
 }
 
-/// When the steps of a start were done, by the host's clock: microseconds since it was asked for. A
-/// step that there was not is 0.
+/// Host times of a boot in microseconds since the launch was asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct BootTimes {
-    /// It was known which guest, program and VMM to use.
-    pub found_us: u64,
-    /// The image was there.
-    pub image_us: u64,
-    /// The catalogue was open, and what others left was cleared away.
-    pub catalogue_us: u64,
-    /// The writable disk was there.
-    pub disk_us: u64,
-    /// The sandbox was on record, and its supervisor was asked for.
-    pub launch_us: u64,
     /// The supervisor had its configuration.
     pub supervisor_us: u64,
     /// The VMM process was started.
     pub vmm_us: u64,
-    /// It had become the VMM's program; 0 where the VMM is a library.
-    pub exec_us: u64,
     /// The agent's first frame arrived.
     pub hello_us: u64,
     /// The agent said it takes commands.

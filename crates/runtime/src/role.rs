@@ -25,17 +25,26 @@ pub fn init() {
     let argv0 = std::env::args_os().next().unwrap_or_default();
     let role = Role::ALL.into_iter().find(|role| argv0 == OsStr::new(role.argv0()));
     if let Some(role) = role {
+        if matches!(role, Role::Builder | Role::Supervisor)
+            && let Err(error) = supervisor::confined::enter(role)
+        {
+            supervisor::confined::give_up(&error);
+            end(true);
+        }
         // On a thread of its own, because `main` may be async already and a supervisor needs a runtime
         // that is not inside another. The thread lives as long as the process.
         let ran = std::thread::spawn(move || run(role)).join();
-        let failed = !matches!(ran, Ok(code) if code == ExitCode::SUCCESS);
-        #[expect(
-            clippy::disallowed_methods,
-            clippy::exit,
-            reason = "a role is the whole life of its process; its guards have run"
-        )]
-        std::process::exit(i32::from(failed));
+        end(!matches!(ran, Ok(code) if code == ExitCode::SUCCESS));
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    clippy::exit,
+    reason = "a role is the whole life of its process; its guards have run"
+)]
+fn end(failed: bool) -> ! {
+    std::process::exit(i32::from(failed))
 }
 
 /// This program as one that can be started in a role, if [`init`] ran in it.

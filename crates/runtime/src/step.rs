@@ -1,4 +1,5 @@
-//! Steps in a sandbox's life. Tests stop a process at one of them, to kill it there and nowhere else.
+//! Steps in a sandbox's life. Tests stop a process at one of them, to kill it there and nowhere else, or
+//! have it try something there.
 //!
 //! Only with the feature `stop-at-step`, which nothing but tests enables: without it this is nothing.
 
@@ -15,6 +16,15 @@ mod armed {
         *STEP.lock().unwrap_or_else(PoisonError::into_inner) = step;
     }
 
+    type Call = (&'static str, fn());
+
+    static CALL: Mutex<Option<Call>> = Mutex::new(None);
+
+    /// Calls a function of the test in every process that reaches `step`.
+    pub fn call_at(step: &'static str, call: fn()) {
+        *CALL.lock().unwrap_or_else(PoisonError::into_inner) = Some((step, call));
+    }
+
     /// The step at which this process is to stop.
     pub(crate) fn armed() -> Option<String> {
         STEP.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -22,6 +32,10 @@ mod armed {
 
     /// A step is done.
     pub fn reached(step: &'static str) {
+        let call = *CALL.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, call)) = call.filter(|(at, _)| *at == step) {
+            call();
+        }
         if armed().as_deref() == Some(step) {
             stop_at(None);
             // Stops every thread until somebody sends SIGCONT; cannot fail for one's own process.

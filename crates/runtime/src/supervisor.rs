@@ -12,6 +12,7 @@
 //! told what is right: it holds the lock, starts the VMM, and writes down how it ended.
 
 mod boot;
+pub(crate) mod confined;
 mod console;
 mod limits;
 pub(crate) mod machine;
@@ -19,19 +20,26 @@ mod relay;
 mod run;
 mod start;
 
+pub(crate) use boot::vm_spec;
+
 use std::{
     io::{self, Write},
     os::{fd::AsFd, unix::net::UnixStream as StdUnixStream},
     process::ExitCode,
 };
 
-use nix::sys::stat::{Mode, umask};
+use nix::sys::{
+    prctl,
+    stat::{Mode, umask},
+};
 
 use crate::{
     LaunchConfig, SandboxDir, SandboxLock,
+    checkpoint::Shape,
     handover::{self, Refusal},
     orders::Progress,
     program::Role,
+    record::ColdReason,
     step,
 };
 
@@ -51,13 +59,15 @@ pub(crate) fn run() -> ExitCode {
 #[derive(Debug)]
 struct Orders {
     config: LaunchConfig,
+    /// Of the machine, or why there is no template for it.
+    shape: Result<Shape, ColdReason>,
     control: StdUnixStream,
     lock: SandboxLock,
 }
 
 fn take_orders() -> io::Result<Orders> {
     let control = StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let ((config, stop_at), [lock]): ((LaunchConfig, _), _) =
+    let ((config, shape, stop_at), [lock]): ((LaunchConfig, _, _), _) =
         handover::receive(&control, Role::Supervisor)
             .map_err(|refusal| refuse(&control, refusal))?;
     step::stop_at(stop_at);
@@ -66,7 +76,8 @@ fn take_orders() -> io::Result<Orders> {
     // control socket. Fails only for a process that leads a session already.
     let _already_leader = nix::unistd::setsid();
     umask(Mode::from_bits_truncate(0o077));
-    Ok(Orders { config, control, lock })
+    prctl::set_dumpable(false)?;
+    Ok(Orders { config, shape, control, lock })
 }
 
 /// Tells the launcher why its orders are not taken, in words that every build understands.

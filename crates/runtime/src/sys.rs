@@ -1,4 +1,5 @@
-//! The unsafe corner of this crate: descriptors received from another process, and libkrun.
+//! The unsafe corner of this crate: descriptors of another process, what a child does before it
+//! executes its program, and libkrun.
 #![expect(unsafe_code, reason = "the one module of the crate where syscalls and FFI need it")]
 
 use std::{
@@ -8,6 +9,7 @@ use std::{
 
 use tokio::io::{Interest, unix::AsyncFd};
 
+pub(crate) mod confine;
 #[cfg(feature = "libkrun")]
 pub(crate) mod krun;
 pub(crate) mod kvm;

@@ -12,6 +12,7 @@
 //! Whoever starts a sandbox copies a template, so one can be removed at any time.
 
 pub(crate) mod build;
+pub(crate) mod plan;
 
 use std::{
     fs, io,
@@ -61,10 +62,6 @@ impl Templates {
     /// Those at `root`, which need not exist.
     pub(crate) fn new(root: &Path) -> Self {
         Self { root: root.to_owned() }
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.root
     }
 
     /// The template of a shape; `None` when there is none.

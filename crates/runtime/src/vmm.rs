@@ -3,6 +3,7 @@
 //! A VM is described by plain data and lives in a process of its own ([`process`]), because libkrun
 //! takes its process over and because that process is what gets confined.
 
+pub(crate) mod files;
 pub(crate) mod probe;
 pub(crate) mod process;
 
@@ -112,22 +113,9 @@ pub(crate) struct VmSpec {
     pub(crate) memory_mib: u32,
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
-    /// More words for the kernel's command line, after ours.
-    pub(crate) arguments: String,
     pub(crate) disks: Vec<DiskSpec>,
     /// Whether it waits, before its first instruction, for a state to be loaded.
     pub(crate) incoming: bool,
-}
-
-impl VmSpec {
-    /// The kernel's command line with the driver's own words in it.
-    fn command_line(&self, of_driver: &str) -> String {
-        [KERNEL_COMMAND_LINE, of_driver, &self.arguments]
-            .into_iter()
-            .filter(|words| !words.is_empty())
-            .collect::<Vec<_>>()
-            .join(" ")
-    }
 }
 
 /// A disk, in the order the guest sees them.
@@ -171,11 +159,11 @@ pub(crate) fn new_memory(size_bytes: u64) -> io::Result<File> {
     Ok(memory)
 }
 
-/// Kernel command line of every guest: nothing of the sandbox is in it.
+/// Kernel command line for every guest: nothing of the sandbox is in it.
 ///
 /// `reboot=t` ends the machine by a triple fault, which works without ACPI and keyboard controller;
 /// `panic=-1` reboots at once, so that a dead guest is seen as such.
-const KERNEL_COMMAND_LINE: &str = "console=hvc0 quiet reboot=t panic=-1";
+pub(crate) const KERNEL_COMMAND_LINE: &str = "console=hvc0 quiet reboot=t panic=-1";
 
 /// One way to run a VM.
 pub trait Driver: fmt::Debug {

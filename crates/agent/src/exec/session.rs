@@ -16,12 +16,12 @@ use std::pin::pin;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use microsandbox_protocol::{ExecExited, Kind, StreamId, TerminalSize, WindowExceeded};
+use microsandbox_protocol::{ExecExited, Kind, StreamId, TerminalSize, Usage, WindowExceeded};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::cgroup::{Account, Cgroup};
 use crate::exec::child::{StartFailed, Starting};
@@ -29,7 +29,7 @@ use crate::exec::flow::{Deadline, Drain, OutputCredit};
 use crate::exec::input::{Input, Sink};
 use crate::exec::output::{Destination, Output};
 use crate::exec::stdio::Ours;
-use crate::jobs::JobRecord;
+use crate::jobs::{JobRecord, Label};
 use crate::link::Outbox;
 use crate::sys::process::Ended;
 
@@ -41,6 +41,18 @@ pub(crate) struct Session {
     pub credit: OutputCredit,
     pub input: Option<Input>,
     pub terminal: Option<Rc<AsyncFd<OwnedFd>>>,
+    /// What it is called, and what it may use, should it become a job.
+    pub label: Label,
+    /// The client wants it to go on as a job.
+    pub detached: Notify,
+}
+
+/// How the running of a session ends.
+pub(crate) enum Over {
+    /// The command has ended.
+    Exited(ExecExited),
+    /// The client has left it to itself.
+    Detached(Ours, oneshot::Receiver<Ended>),
 }
 
 impl Session {
@@ -60,20 +72,32 @@ impl Session {
         }
     }
 
-    /// Moves input and output until the command has ended, then tells how.
+    /// Whether it can become a job: on its terminal, before its end.
+    pub(crate) fn can_detach(&self) -> bool {
+        self.terminal.is_some() && self.family.leader_alive.get()
+    }
+
+    /// Moves input and output until the command has ended or is left to itself.
     pub(crate) async fn run(
         &self,
-        ours: Ours,
-        ended: oneshot::Receiver<Ended>,
+        mut ours: Ours,
+        mut ended: oneshot::Receiver<Ended>,
         deadline: &Deadline,
         outbox: &Outbox,
-    ) -> ExecExited {
+    ) -> Over {
         let drain = Drain::default();
-        let Ours { stdin, stdout, stderr, .. } = ours;
         let to = Destination::Client { stream: self.stream, credit: &self.credit, outbox };
-        let input = self.feed(stdin, outbox);
-        let outputs = collect(&stdout, stderr.as_ref(), to, &drain);
-        until_end(&self.family, (ended, deadline), (input, outputs), &drain).await
+        let input = self.feed(ours.stdin.take(), outbox);
+        let outputs = collect(&ours.stdout, ours.stderr.as_ref(), to, &drain);
+        tokio::select! {
+            // First: the end of the leader is not taken from whoever comes next.
+            biased;
+            () = self.detached.notified() => {}
+            exited = until_end(&self.family, (&mut ended, deadline), (input, outputs), &drain) => {
+                return Over::Exited(exited);
+            }
+        }
+        Over::Detached(ours, ended)
     }
 
     async fn feed(&self, pipe: Option<AsyncFd<OwnedFd>>, outbox: &Outbox) {
@@ -110,30 +134,29 @@ pub(crate) async fn started(
 pub(crate) async fn run_detached(
     record: &JobRecord,
     ours: Ours,
-    ended: oneshot::Receiver<Ended>,
+    mut ended: oneshot::Receiver<Ended>,
     deadline: &Deadline,
 ) -> ExecExited {
     let drain = Drain::default();
     let Ours { stdout, stderr, .. } = ours;
     let outputs = collect(&stdout, stderr.as_ref(), Destination::Record(record), &drain);
-    until_end(record.family(), (ended, deadline), (future::ready(()), outputs), &drain).await
+    until_end(record.family(), (&mut ended, deadline), (future::ready(()), outputs), &drain).await
 }
 
 /// Lets input and outputs go on until the command has ended and its output is taken.
 async fn until_end(
     family: &Family,
-    (ended, deadline): (oneshot::Receiver<Ended>, &Deadline),
+    (ended, deadline): (&mut oneshot::Receiver<Ended>, &Deadline),
     (input, outputs): (impl Future<Output = ()>, impl Future<Output = ()>),
     drain: &Drain,
 ) -> ExecExited {
     let (mut input, mut outputs) = (pin!(input), pin!(outputs));
-    let mut ended = pin!(ended);
     let mut timeout = pin!(deadline.passed());
     let (mut leader, mut fed, mut collected) = (None, false, false);
     while leader.is_none() || !collected {
         tokio::select! {
             biased;
-            end = &mut ended, if leader.is_none() => {
+            end = &mut *ended, if leader.is_none() => {
                 leader = Some(end.expect("the reaper tells every registered child's end"));
                 family.leader_ended();
                 drain.begin();
@@ -183,6 +206,16 @@ impl Family {
     /// The family of a process that has just been started.
     pub(crate) const fn new(leader: Pid, cgroup: Option<Cgroup>) -> Self {
         Self { leader, leader_alive: Cell::new(true), expired: Cell::new(false), cgroup }
+    }
+
+    /// Process id of the first process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.leader.as_raw().unsigned_abs()
+    }
+
+    /// What its processes have used so far.
+    pub(crate) fn usage(&self) -> Usage {
+        self.cgroup.as_ref().map_or_else(Usage::default, |cgroup| cgroup.account().usage)
     }
 
     /// Sends `signal` to the process group, as a terminal would. One that no process can answer

@@ -13,9 +13,6 @@ pub(crate) struct Args {
     /// How to write the findings
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-    /// Boot a sandbox as well, and remove it
-    #[arg(long)]
-    boot: bool,
 }
 
 /// A finding.
@@ -39,11 +36,8 @@ impl From<Check> for Finding {
 }
 
 /// Says what was found; 1 when sandboxes cannot run here.
-pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut checks = doctor::examine()?;
-    if args.boot {
-        checks.push(doctor::try_boot().await?);
-    }
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let checks = doctor::examine()?;
     let failed = checks.iter().any(|check| check.verdict == Verdict::Fail);
     let findings: Vec<Finding> = checks.into_iter().map(Finding::from).collect();
     if args.format == Format::Json {

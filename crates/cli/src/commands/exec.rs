@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use microsandbox::{ExecOptionsBuilder, Sandbox};
 
 use crate::{
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     #[arg(short, long)]
     user: Option<String>,
     /// Start the command as a job, print its number and do not wait for it; see `msb jobs`
-    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    #[arg(short, long)]
     detach: bool,
     #[command(flatten)]
     session: Session,
@@ -55,7 +55,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         args.limits.apply(options).args(words).envs(env)
     };
     if args.detach {
-        let bound = |builder| options(args.session.bound(builder));
+        if args.session.is_piped() {
+            bail!("a job has no input but that of a terminal: use -dit");
+        }
+        let bound = |builder| options(args.session.detached(builder));
         let job = sandbox.exec_detached_with(program, bound).await?;
         output::line(job.id())?;
         return Ok(ExitCode::SUCCESS);

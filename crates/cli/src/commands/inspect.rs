@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use microsandbox::{
-    Accel, BootMode, BootTimes, EndReason, LogSource, Origin, PullPolicy, RootfsSource, RunInfo,
-    Sandbox, SandboxHandle, SandboxStatus, VmmKind,
+    Accel, BootMode, BootTimes, ConfinementRecord, EndReason, LogSource, Origin, PullPolicy,
+    RootfsSource, RunInfo, Sandbox, SandboxHandle, SandboxStatus, VmmKind,
 };
 use serde::Serialize;
 
@@ -73,6 +73,7 @@ struct Config {
 struct LastRun {
     vmm: VmmKind,
     accel: Accel,
+    confinement: Option<ConfinementRecord>,
     started_at: DateTime<Utc>,
     kernel_release: Option<String>,
     origin: Option<Origin>,
@@ -134,6 +135,7 @@ impl From<RunInfo> for LastRun {
         Self {
             vmm: run.vmm,
             accel: run.accel,
+            confinement: run.confinement,
             started_at: run.started_at,
             kernel_release: run.kernel_release,
             origin: run.origin,

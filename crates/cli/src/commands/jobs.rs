@@ -2,15 +2,15 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
-use microsandbox::{JobEvent, JobHandle, JobId, JobOutputMode, JobState, Sandbox};
+use microsandbox::{AttachEnd, JobEvent, JobHandle, JobId, JobOutputMode, JobState, Sandbox};
 use serde::Serialize;
 
 use crate::{
     interrupt::Interrupts,
     output::{self, Format, table::Table},
-    report,
+    report, session,
 };
 
 /// What to do with jobs.
@@ -20,8 +20,8 @@ pub(crate) enum Command {
     Ls(Ls),
     /// Show what is kept of a job's output.
     Logs(Logs),
-    /// Show a job's output until it ends; msb ends with its exit code.
-    Attach(One),
+    /// Connect to a job: its output, and its terminal if it has one; msb ends with its exit code.
+    Attach(Attach),
     /// Wait for a job's end; msb ends with its exit code.
     Wait(One),
     /// Kill a job with all its descendants, or send it a signal.
@@ -59,6 +59,16 @@ pub(crate) struct One {
     id: JobId,
 }
 
+/// Arguments of `msb jobs attach`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Attach {
+    #[command(flatten)]
+    job: One,
+    /// Keys that leave a job with a terminal, such as ctrl-p,ctrl-q; "" for none
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-]")]
+    detach_keys: String,
+}
+
 /// Arguments of `msb jobs kill`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Kill {
@@ -89,27 +99,38 @@ struct Entry {
     exit_code: Option<i32>,
     started_at: Option<DateTime<Utc>>,
     ended_at: Option<DateTime<Utc>>,
+    tty: bool,
     output_bytes: u64,
     dropped_bytes: u64,
+    cpu_ms: u64,
+    peak_memory_bytes: u64,
+    memory_limit_bytes: Option<u64>,
+    out_of_memory: bool,
 }
 
 impl Entry {
     fn new(job: &JobHandle) -> Self {
-        let (state, exit_code, ended_at) = match job.state() {
-            JobState::Exited { status, at, .. } => ("exited", Some(status.code), Some(at)),
+        let (state, status, ended_at) = match job.state() {
+            JobState::Exited { status, at, .. } => ("exited", Some(status), Some(at)),
             _ => ("running", None, None),
         };
+        let usage = job.usage();
         let (output_bytes, dropped_bytes) = job.output_bytes();
         Self {
             id: job.id(),
             command: job.command().to_vec(),
             pid: job.pid(),
             state,
-            exit_code,
+            exit_code: status.map(|status| status.code),
             started_at: job.started_at(),
             ended_at,
+            tty: job.has_terminal(),
             output_bytes,
             dropped_bytes,
+            cpu_ms: (usage.user_us + usage.system_us) / 1000,
+            peak_memory_bytes: usage.peak_memory_bytes,
+            memory_limit_bytes: job.limits().memory_bytes,
+            out_of_memory: status.is_some_and(|status| status.out_of_memory),
         }
     }
 }
@@ -125,9 +146,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
             show(&find(&job).await?, JobOutputMode::Follow).await?;
         }
         Command::Attach(args) => {
-            let mut job = find(&args).await?;
-            show(&job, JobOutputMode::Follow).await?;
-            return Ok(report::status(Some(job.wait().await?)));
+            return attach(&args).await;
         }
         Command::Wait(args) => return wait(&args).await,
         Command::Kill(Kill { job, signal }) => {
@@ -150,6 +169,22 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 async fn find(one: &One) -> anyhow::Result<JobHandle> {
     Ok(Sandbox::get(&one.name).await?.connect().await?.job(one.id).await?)
+}
+
+async fn attach(args: &Attach) -> anyhow::Result<ExitCode> {
+    let mut job = find(&args.job).await?;
+    if !job.has_terminal() {
+        show(&job, JobOutputMode::Follow).await?;
+        return Ok(report::status(Some(job.wait().await?)));
+    }
+    match job.attach_with(&args.detach_keys).await? {
+        AttachEnd::Exited(status) => Ok(report::status(Some(status))),
+        AttachEnd::Detached { job } => {
+            report::note(session::detached(&args.job.name, job));
+            Ok(ExitCode::SUCCESS)
+        }
+        other => bail!("the session ended in a way this version does not know: {other:?}"),
+    }
 }
 
 async fn list(args: &Ls) -> anyhow::Result<()> {

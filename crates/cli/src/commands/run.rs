@@ -1,7 +1,8 @@
 //! `msb run`: a new sandbox for one command.
 //!
 //! Without a name the sandbox is ephemeral: it ends with msb, however msb ends, and leaves nothing.
-//! With a name it is kept, stopped, once the command has ended.
+//! With a name it is kept, stopped, once the command has ended; it goes on with a command that its
+//! user has detached from.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -60,8 +61,10 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         ))
     };
     let worked = worked.await;
+    let left = !ephemeral && worked.as_ref().is_ok_and(|(_, ended)| ended.status.is_none());
     let put_away = tokio::select! {
-        put_away = put_away(&sandbox, ephemeral) => put_away,
+        () = sandbox.clone().detach(), if left => Ok(()),
+        put_away = put_away(&sandbox, ephemeral), if !left => put_away,
         // The supervisor goes on with it when msb is gone.
         interrupt = interrupts.next() => Err(interrupt.into()),
     };

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use microsandbox::{AttachEnd, Sandbox};
 
-use crate::report;
+use crate::{report, session};
 
 /// Arguments of `msb shell`.
 #[derive(Debug, clap::Args)]
@@ -17,7 +18,7 @@ pub(crate) struct Args {
     /// Working directory [default: the sandbox's]
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
-    /// Keys that leave the session, such as ctrl-p,ctrl-q; "" for none
+    /// Keys that leave the shell to itself, such as ctrl-p,ctrl-q; "" for none
     #[arg(long, value_name = "KEYS", default_value = "ctrl-]")]
     detach_keys: String,
 }
@@ -37,9 +38,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     });
     Ok(match session.await? {
         AttachEnd::Exited(status) => report::status(Some(status)),
-        _ => {
-            report::note("detached; the shell was hung up");
+        AttachEnd::Detached { job } => {
+            report::note(session::detached(&args.name, job));
             ExitCode::SUCCESS
         }
+        other => bail!("the session ended in a way this version does not know: {other:?}"),
     })
 }

@@ -9,6 +9,8 @@ use std::{
     time::Instant,
 };
 
+use rustix::process::Signal;
+
 use crate::home::{DEADLINE, Home, is_ready};
 
 /// A tmux server of its own with one window, 80 by 24.
@@ -157,7 +159,8 @@ fn detach_keys_and_signals_leave_the_terminal_as_it_was() {
     tmux.see_last("guest>");
     tmux.keys("C-p");
     tmux.keys("C-q");
-    tmux.see("detached", |screen| screen.contains("msb: detached; the command was hung up"));
+    let left = "msb: detached; `msb jobs attach box 1` comes back to it";
+    tmux.see("detached", |screen| screen.contains(left));
     terminal_is_restored(&mut tmux, "detached");
 
     // The shell that starts msb tells its number, which is msb's then.
@@ -167,6 +170,73 @@ fn detach_keys_and_signals_leave_the_terminal_as_it_was() {
     assert!(Command::new("kill").args(["-TERM", pid.trim()]).status().unwrap().success());
     tmux.see("the end", |screen| screen.contains("code=143"));
     terminal_is_restored(&mut tmux, "terminated");
+}
+
+#[test]
+fn a_shell_that_was_left_goes_on_and_is_come_back_to() {
+    let (home, mut tmux) = with_box();
+    tmux.line("msb shell box");
+    tmux.see_last("guest>");
+    tmux.line("kept=here; (until [ -e /root/go ]; do usleep 20000; done; echo wh''ile away) &");
+    tmux.see("the prompt", |screen| screen.trim_end().ends_with("&\nguest>"));
+    tmux.keys("C-]");
+    let left = "msb: detached; `msb jobs attach box 1` comes back to it";
+    tmux.see("detached", |screen| screen.contains(left));
+    terminal_is_restored(&mut tmux, "left");
+    home.check(&["exec", "box", "--", "touch", "/root/go"], 0, "", "");
+    let mut logs = home.start(&["jobs", "logs", "-f", "box", "1"]);
+    logs.expect("while away\r\n");
+    logs.signal(Signal::TERM);
+    logs.end();
+    // Another size than before: the shell learns it when it is come back to.
+    tmux.resize(70, 20);
+    tmux.line("clear; msb jobs attach box 1; echo code=$?");
+    tmux.see("what was missed", |screen| screen.contains("while away"));
+    tmux.line("");
+    tmux.see_last("guest>");
+    tmux.line("echo $kept; stty size; tty");
+    tmux.see("the same shell", |screen| screen.contains("here\n20 70\n/dev/pts/0"));
+    tmux.resize(75, 22);
+    tmux.line("until [ \"$(stty size)\" = '22 75' ]; do usleep 20000; done; echo res''ized");
+    tmux.see("the new size", |screen| screen.contains("\nresized\n"));
+    tmux.keys("C-]");
+    tmux.see("left again", |screen| screen.contains("code=0"));
+    tmux.line("clear; msb jobs attach box 1; echo code=$?");
+    tmux.line("echo ba''ck");
+    tmux.see("an answer", |screen| screen.contains("\nback\n"));
+    tmux.line("clear; exit 7");
+    tmux.see("the end", |screen| screen.contains("code=7"));
+    terminal_is_restored(&mut tmux, "ended");
+    home.check(&["jobs", "wait", "box", "1"], 7, "", "");
+}
+
+#[test]
+fn a_job_on_a_terminal_is_attached_to_by_its_number() {
+    let (home, mut tmux) = with_box();
+    home.check(&["exec", "-dit", "box", "--", "sh"], 0, "1\n", "");
+    tmux.line("msb jobs attach --detach-keys ctrl-a box 1; echo code=$?");
+    tmux.line("echo $((6 * 7)); stty size");
+    tmux.see("an answer", |screen| screen.contains("\n42\n24 80\n"));
+    tmux.keys("C-a");
+    tmux.see("code=0", |screen| screen.contains("code=0"));
+    home.check(&["jobs", "kill", "box", "1"], 0, "", "");
+    home.check(&["jobs", "wait", "box", "1"], 137, "", "");
+    let piped = "msb: a job has no input but that of a terminal: use -dit\n";
+    home.check(&["exec", "-di", "box", "--", "cat"], 125, "", piped);
+}
+
+#[test]
+fn a_named_run_goes_on_when_its_user_has_left_it() {
+    let home = Home::with_busybox();
+    let mut tmux = Tmux::start(&home);
+    tmux.see_last("host>");
+    tmux.line("msb run -q -it --name box -e PS1='guest> ' busybox -- sh; echo code=$?");
+    tmux.see_last("guest>");
+    tmux.keys("C-]");
+    tmux.see("code=0", |screen| screen.contains("code=0"));
+    tmux.line("clear; msb jobs attach box 1; echo code=$?");
+    tmux.line("exit 3");
+    tmux.see("code=3", |screen| screen.contains("code=3"));
 }
 
 #[test]

@@ -11,6 +11,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("jobs::a_job_outlives_who_started_it_and_tells_its_end", outlives),
         trial("jobs::output_beyond_the_record_is_told_as_a_gap", gap),
         trial("jobs::a_job_is_signalled_killed_and_removed", signalled),
+        trial("jobs::a_job_has_limits_and_tells_what_it_used", limited),
+        trial("jobs::a_job_that_cannot_start_is_told_and_not_kept", cannot_start),
     ]
 }
 
@@ -86,6 +88,42 @@ async fn signalled() -> Result<()> {
     ensure!(sandbox.shell(none_left).await?.status().success, "a descendant is left");
     let ids: Vec<u64> = sandbox.jobs().await?.iter().map(JobHandle::id).collect();
     ensure!(ids == [1, 2], "{ids:?}");
+    sandbox.stop().await?;
+    Ok(())
+}
+
+async fn limited() -> Result<()> {
+    let sandbox = sandbox("limited-job").create().await?;
+    let hold = |bytes: &str| {
+        ["if=/dev/zero", "of=/dev/null", "count=1", &format!("bs={bytes}")].map(str::to_owned)
+    };
+    let mut hog = sandbox
+        .exec_detached_with("dd", |options| options.args(hold("48M")).memory_limit(16))
+        .await?;
+    let status = hog.wait().await?;
+    ensure!(status.out_of_memory && status.memory_limit_bytes == Some(16 << 20), "{status:?}");
+    let job = sandbox.job(hog.id()).await?;
+    ensure!(job.limits().memory_bytes == Some(16 << 20), "{job:?}");
+    let busy = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; exec sleep 1000";
+    let mut busy = sandbox.exec_detached("sh", ["-c", busy]).await?;
+    ensure!(matches!(
+        busy.output(JobOutputMode::Follow).await?.recv().await?,
+        Some(JobEvent::Stdout(_))
+    ));
+    busy.refresh().await?;
+    let usage = busy.usage();
+    ensure!(usage.user_us > 0 && usage.peak_memory_bytes > 100_000, "{usage:?}");
+    ensure!(busy.state() == JobState::Running && !busy.has_terminal(), "{busy:?}");
+    sandbox.stop().await?;
+    Ok(())
+}
+
+async fn cannot_start() -> Result<()> {
+    let sandbox = sandbox("no-job").create().await?;
+    let none: [&str; 0] = [];
+    let refused = sandbox.exec_detached("no-such-program", none).await;
+    ensure!(matches!(refused, Err(MicrosandboxError::ExecFailed(_))), "{refused:?}");
+    ensure!(sandbox.jobs().await?.is_empty());
     sandbox.stop().await?;
     Ok(())
 }

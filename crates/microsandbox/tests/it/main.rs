@@ -16,6 +16,8 @@ mod metrics;
 mod snapshots;
 mod stuck;
 mod templates;
+#[cfg(feature = "stop-at-step")]
+mod walls;
 
 use std::{
     fs,
@@ -38,6 +40,8 @@ const MSB_TEST_IMAGES: &str = "MSB_TEST_IMAGES";
 const IMAGE: &str = "busybox";
 
 fn main() -> Result<ExitCode> {
+    #[cfg(feature = "stop-at-step")]
+    microsandbox::call_at("supervisor.confined", walls::try_to_get_out);
     microsandbox::reexec::init();
     #[cfg(feature = "stop-at-step")]
     if let Some(done) = kills::owner() {
@@ -87,6 +91,8 @@ fn trials() -> Vec<Trial> {
         stuck::trials(),
         templates::trials(),
         snapshots::trials(),
+        #[cfg(feature = "stop-at-step")]
+        walls::trials(),
     ];
     trials.into_iter().flatten().collect()
 }

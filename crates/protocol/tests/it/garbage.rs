@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    BootFailed, Bootstrap, Credit, Ended, Exec, ExecExited, ExecFailed, ExecStarted, Frame,
-    FrameDecoder, Hello, LimitedExec, MAX_FRAME_LEN, Message, Ready, Resize, Shutdown, Signal,
-    StdinClosed, Unsupported, Welcome,
+    BootFailed, Bootstrap, Credit, Ended, Exec, ExecExited, ExecFailed, ExecStarted, FileCall,
+    Frame, FrameDecoder, Hello, JobAttached, JobCall, JobDetails, JobInfo, Jobs, LimitedExec,
+    MAX_FRAME_LEN, Message, Ready, Resize, Shutdown, Signal, StdinClosed, Unsupported, Welcome,
 };
 use proptest::prelude::*;
 
@@ -27,6 +27,12 @@ fn read_as_everything(frame: &Frame) {
         read::<ExecExited>,
         read::<ExecFailed>,
         read::<ExecStarted>,
+        read::<FileCall>,
+        read::<JobAttached>,
+        read::<JobCall>,
+        read::<JobDetails>,
+        read::<JobInfo>,
+        read::<Jobs>,
         read::<LimitedExec>,
         read::<Ready>,
         read::<Resize>,

@@ -7,14 +7,14 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    BootFailed, BootStage, BootTimings, Bootstrap, Credit, Disk, Drain, Ended, Exec, ExecDefaults,
-    ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus, FileAttributes,
-    FileCall, FileEntry, FileFailed, FileFailure, FileKind, FileMetadata, FileOperation, Frame,
-    FrameDecoder, Held, Hello, Hold, JobCall, JobEnd, JobGap, JobInfo, JobOperation, JobUnknown,
-    Jobs, Kill, Kind, LimitedExec, Message, Metrics, MetricsCall, Mount, Mounted, PathBytes, Ping,
-    Pong, Program, Ready, Rebirth, Release, Resize, Rlimit, RlimitResource, Root, Shutdown, Signal,
-    StdinClosed, StdinMode, Stop, Stopped, TerminalSize, Timestamp, Unsupported, Upper, Usage,
-    Welcome, WriteMode, to_record,
+    BootFailed, BootStage, BootTimings, Bootstrap, Credit, Detach, Disk, Drain, Ended, Exec,
+    ExecDefaults, ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus,
+    FileAttributes, FileCall, FileEntry, FileFailed, FileFailure, FileKind, FileMetadata,
+    FileOperation, Frame, FrameDecoder, Held, Hello, Hold, JobAttached, JobCall, JobDetail,
+    JobDetails, JobEnd, JobGap, JobInfo, JobOperation, JobUnknown, Jobs, Kill, Kind, LimitedExec,
+    Message, Metrics, MetricsCall, Mount, Mounted, PathBytes, Ping, Pong, Program, Ready, Rebirth,
+    Release, Resize, Rlimit, RlimitResource, Root, Shutdown, Signal, StdinClosed, StdinMode, Stop,
+    Stopped, TerminalSize, Timestamp, Unsupported, Upper, Usage, Welcome, WriteMode, to_record,
 };
 
 /// Every kind with the frames that show its body: hexadecimal digits, blanks only for reading.
@@ -143,6 +143,22 @@ const GOLDEN: &[(Kind, &[&str])] = &[
              01000000000000000000 000000",
         ],
     ),
+    (Kind::Detach, &["06000000 01000000 1a 00"]),
+    (
+        Kind::JobAttached,
+        &["0c000000 01000000 1b 00 \
+             ac02 808020 01"],
+    ),
+    (
+        Kind::JobDetails,
+        &[
+            "2b000000 01000000 1c 00 \
+             01 010205736c6565700139ac0280c49fd50c05000000 \
+             01808080200000 dc0bfa01808040 01",
+            "07000000 01000000 1c 00 \
+             00",
+        ],
+    ),
     (
         Kind::Stdin,
         &[
@@ -231,6 +247,14 @@ const GOLDEN: &[(Kind, &[&str])] = &[
              8080200501",
             "0b000000 01000000 48 00 \
              8080200601",
+            "0f000000 01000000 48 00 \
+             80802007010132ac02",
+            "0b000000 01000000 48 00 \
+             8080200800",
+            "4c000000 01000000 48 00 \
+             808020090002736802022d630665786974203701014b017601042f746d700104726f6f7401011 \
+             85001078008ffffffffffffffffff0101d00f808020 \
+             018080802001f4030140",
         ],
     ),
     (
@@ -499,6 +523,9 @@ fn messages_of_jobs_keep_their_bytes() {
         JobOperation::Signal { id: 1, signal: 15 },
         JobOperation::Kill { id: 1 },
         JobOperation::Forget { id: 1 },
+        JobOperation::Attach { id: 1, size: Some(TerminalSize { rows: 50, columns: 300 }) },
+        JobOperation::Describe { id: None },
+        JobOperation::StartOnTerminal { exec: full_exec(), limits },
     ];
     for (index, operation) in operations.into_iter().enumerate() {
         check(index, 1, &JobCall { window: 524_288, operation });
@@ -526,6 +553,16 @@ fn messages_of_jobs_keep_their_bytes() {
         output_bytes: 2_000_000,
         dropped_bytes: 951_424,
     };
+    check(0, 1, &Detach {});
+    check(0, 1, &JobAttached { pid: 300, window: 524_288, terminal: true });
+    let detail = JobDetail {
+        info: running.clone(),
+        limits: ExecLimits { memory_bytes: Some(64 << 20), ..ExecLimits::default() },
+        usage,
+        terminal: true,
+    };
+    check(0, 1, &JobDetails { jobs: vec![detail] });
+    check(1, 1, &JobDetails { jobs: vec![] });
     check(0, 1, &running);
     check(1, 1, &ended);
     check(0, 1, &Jobs { jobs: vec![running, ended] });

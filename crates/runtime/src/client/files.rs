@@ -42,7 +42,7 @@ impl FileStream {
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         while let Some(update) = self.stream.next().await? {
             match update {
-                ExecUpdate::Started { .. } => {}
+                ExecUpdate::Started { .. } | ExecUpdate::Detached(_) | ExecUpdate::NotDetached => {}
                 ExecUpdate::Stdout(bytes) => return Ok(Some(bytes)),
                 ExecUpdate::Stderr(bytes) => {
                     let room = TOLD_MAX.saturating_sub(self.told.len());

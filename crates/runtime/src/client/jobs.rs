@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    DEFAULT_WINDOW_BYTES, Frame, JobCall, JobGap, JobInfo, JobOperation, JobUnknown, Jobs, Kind,
-    Message,
+    DEFAULT_WINDOW_BYTES, Frame, JobAttached, JobCall, JobDetail, JobDetails, JobGap, JobInfo,
+    JobOperation, JobUnknown, Jobs, Kind, Message, TerminalSize,
 };
 
-use super::{AgentClient, ExecStream, program_name};
+use super::{AgentClient, ExecStream, StdinWriter, program_name};
 use crate::{Error, Result};
 
 /// A question about jobs. Dropping it ends no job.
@@ -20,6 +20,13 @@ pub struct JobStream {
 pub enum JobUpdate {
     /// All jobs; nothing follows.
     All(Vec<JobInfo>),
+    /// What is typed goes to the job from here on.
+    Attached {
+        /// Whether it has a terminal: it takes no input without one.
+        terminal: bool,
+    },
+    /// The jobs asked for; nothing follows.
+    Details(Vec<JobDetail>),
     /// Output is missing here.
     Gap {
         /// How many bytes.
@@ -40,7 +47,9 @@ impl AgentClient {
     /// [`Error::TooLong`] before anything is sent; [`Error::Closed`] when the sandbox has ended.
     pub fn job_call(&self, operation: JobOperation) -> Result<JobStream> {
         let program = match &operation {
-            JobOperation::Start { exec, .. } => program_name(exec),
+            JobOperation::Start { exec, .. } | JobOperation::StartOnTerminal { exec, .. } => {
+                program_name(exec)
+            }
             _ => "a detached job".into(),
         };
         let call = JobCall { window: DEFAULT_WINDOW_BYTES, operation };
@@ -66,6 +75,16 @@ impl JobStream {
         Ok(None)
     }
 
+    /// The way to the job's terminal, once attached.
+    pub fn stdin(&self) -> StdinWriter {
+        self.stream.stdin()
+    }
+
+    /// Tells the job's terminal its new size, once attached.
+    pub fn resize(&self, size: TerminalSize) {
+        self.stream.resize(size);
+    }
+
     fn interpret(&mut self, frame: Frame) -> Result<Option<JobUpdate>> {
         let malformed = |source| Error::Protocol { peer: "agent", source };
         Ok(Some(match Kind::from_byte(frame.kind) {
@@ -76,6 +95,14 @@ impl JobStream {
             Some(Kind::Jobs) => {
                 self.stream.ended = true;
                 JobUpdate::All(Jobs::from_frame(&frame).map_err(malformed)?.jobs)
+            }
+            Some(Kind::JobDetails) => {
+                self.stream.ended = true;
+                JobUpdate::Details(JobDetails::from_frame(&frame).map_err(malformed)?.jobs)
+            }
+            Some(Kind::JobAttached) => {
+                let attached = JobAttached::from_frame(&frame).map_err(malformed)?;
+                JobUpdate::Attached { terminal: attached.terminal }
             }
             Some(Kind::JobUnknown) => {
                 self.stream.ended = true;

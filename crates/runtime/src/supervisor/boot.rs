@@ -15,16 +15,16 @@ use super::{
     machine::{Failed, Machine, failed},
 };
 use crate::{
-    BootStep, LaunchConfig, RunRecord, SandboxDir,
+    Applied, BootStep, ConfinementRecord, LaunchConfig, RunRecord, SandboxDir,
     checkpoint::Checkpoint,
     record::BootTimes,
     self_test::self_test,
     step,
-    vmm::{DiskFormat, DiskSpec, VmSpec},
+    vmm::{DiskFormat, DiskSpec, VmSpec, process::Vm},
 };
 
 /// The machine that a sandbox is.
-pub(super) fn vm_spec(config: &LaunchConfig) -> VmSpec {
+pub(crate) fn vm_spec(config: &LaunchConfig) -> VmSpec {
     let dir = SandboxDir::new(&config.dir);
     let disk =
         |id: &str, path, format, read_only| DiskSpec { id: id.into(), path, format, read_only };
@@ -33,7 +33,6 @@ pub(super) fn vm_spec(config: &LaunchConfig) -> VmSpec {
         memory_mib: config.memory_mib,
         kernel: config.guest.kernel.clone(),
         initramfs: config.guest.initramfs.clone(),
-        arguments: config.guest.arguments.clone(),
         disks: vec![
             disk("lower", config.lower.clone(), DiskFormat::Vmdk, true),
             disk("upper", dir.upper_path(), DiskFormat::Raw, false),
@@ -55,12 +54,18 @@ pub(super) async fn boot(
 ) -> Result<Ready, Failed> {
     let dir = SandboxDir::new(&config.dir);
     let spec = VmSpec { incoming: template.is_some(), ..vm_spec(config) };
+    let vm = Vm { vmm: &config.vmm, spec: &spec, confinement: &config.confinement };
     let started = BoundedLog::open(dir.kernel_log_path())
-        .and_then(|log| Machine::start(&config.name, &config.vmm, &spec, Some(log)));
+        .and_then(|log| Machine::start(&config.name, vm, Some(log)));
     let machine = slot.insert(started.map_err(|error| failed(BootStep::Vmm)(error.to_string()))?);
     step::reached("supervisor.vmm");
     record.vmm_pid = machine.child.id();
     record.boot.vmm_us = elapsed_us(config);
+    record.confinement = Some(ConfinementRecord {
+        wanted: config.confinement.layers.clone(),
+        supervisor: Applied::expected(&config.confinement),
+        vmm: machine.confined.clone(),
+    });
     bring_up(machine, config, template, &mut record.boot).await
 }
 
@@ -84,7 +89,6 @@ async fn bring_up(
         }
     };
     times.hello_us = elapsed_us(config);
-    times.exec_us = machine.vmm_runs_since().map_or(0, |at| since_asked_us(config, at));
     step::reached("supervisor.hello");
     let bootstrap =
         bootstrap(config).map_err(|error| failed(BootStep::Kernel)(error.to_string()))?;
@@ -126,10 +130,6 @@ const ENTROPY_BYTES: usize = 64;
 
 /// Microseconds since the launch was asked for.
 pub(super) fn elapsed_us(config: &LaunchConfig) -> u64 {
-    since_asked_us(config, SystemTime::now())
-}
-
-fn since_asked_us(config: &LaunchConfig, at: SystemTime) -> u64 {
-    let at = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(at.as_micros()).unwrap_or(u64::MAX).saturating_sub(config.asked_at_us)
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX).saturating_sub(config.asked_at_us)
 }

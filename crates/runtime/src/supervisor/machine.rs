@@ -6,14 +6,13 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use microsandbox_protocol::{
     BootFailed, ExecExited, ExitStatus, Frame, Hello, Kind, Message, Ready, negotiate,
 };
 use tokio::{
-    io::AsyncReadExt,
     net::{UnixStream, unix::OwnedReadHalf},
     process::Child,
     sync::oneshot,
@@ -23,16 +22,22 @@ use tokio::{
 
 use super::console::{BoundedLog, Tail, follow};
 use crate::{
-    BootStep, EndReason, Program, SelectedVmm,
+    Applied, BootStep, EndReason, Program,
     checkpoint::Checkpoint,
     link::{FrameReader, FrameSender},
-    vmm::{VmFds, VmSpec, new_memory, process, qemu::qmp::Qmp},
+    vmm::{
+        VmFds, new_memory,
+        process::{self, Vm},
+        qemu::qmp::Qmp,
+    },
 };
 
 /// A started VM and the channels into it.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) child: Child,
+    /// What it is confined with.
+    pub(crate) confined: Applied,
     pub(crate) port: FrameReader<OwnedReadHalf>,
     pub(crate) agent: FrameSender,
     /// The VMM's monitor, where the driver has one.
@@ -45,8 +50,6 @@ pub(crate) struct Machine {
     pub(crate) vmm_words: Tail,
     /// Ends once the console was read to its end.
     pub(crate) console_read: oneshot::Receiver<()>,
-    /// Completes when the VMM process has become the VMM's program.
-    vmm_runs: oneshot::Receiver<SystemTime>,
 }
 
 /// A boot that did not come to its end.
@@ -58,17 +61,12 @@ pub(crate) fn failed(step: BootStep) -> impl Fn(String) -> Failed {
 
 impl Machine {
     /// Starts the VMM process; `label` is what `ps` shows. The console goes to `log` as well.
-    pub(crate) fn start(
-        label: &str,
-        vmm: &SelectedVmm,
-        spec: &VmSpec,
-        log: Option<BoundedLog>,
-    ) -> io::Result<Self> {
-        let driver = vmm.driver();
+    pub(crate) fn start(label: &str, vm: Vm<'_>, log: Option<BoundedLog>) -> io::Result<Self> {
+        let driver = vm.vmm.driver();
         let (ours, theirs) = StdUnixStream::pair()?;
         let (console, vm_console) = driver.open_console()?;
         let (monitor, vm_monitor) = StdUnixStream::pair()?;
-        let memory = new_memory(u64::from(spec.memory_mib) << 20)?;
+        let memory = new_memory(u64::from(vm.spec.memory_mib) << 20)?;
         let fds = VmFds {
             agent: theirs.into(),
             console: vm_console,
@@ -79,11 +77,12 @@ impl Machine {
         let (words, said) = io::pipe()?;
         let (vmm_words, _) = follow(OwnedFd::from(words), None)?;
         let program = Program::at("/proc/self/exe");
-        let (child, becoming) = process::spawn(&program, label, (vmm, spec), &fds, said.into())?;
+        let (child, confined) = process::spawn(&program, label, vm, &fds, said.into())?;
         ours.set_nonblocking(true)?;
         let (input, output) = UnixStream::from_std(ours)?.into_split();
         Ok(Self {
             child,
+            confined,
             port: FrameReader::new(input, "agent"),
             agent: FrameSender::start(output),
             qmp: driver.has_monitor().then(|| Qmp::open(monitor.into())).transpose()?,
@@ -91,13 +90,7 @@ impl Machine {
             console,
             vmm_words,
             console_read,
-            vmm_runs: watch_exec(becoming)?,
         })
-    }
-
-    /// When the VMM process became the VMM's program, if it has by now.
-    pub(crate) fn vmm_runs_since(&mut self) -> Option<SystemTime> {
-        self.vmm_runs.try_recv().ok()
     }
 
     /// Waits for the agent of a machine that boots.
@@ -217,20 +210,6 @@ impl Machine {
             _ => format!("the VMM closed its port: {said}"),
         }
     }
-}
-
-/// The VMM process holds the far end of the socket that brought its orders until it executes another
-/// program.
-fn watch_exec(becoming: StdUnixStream) -> io::Result<oneshot::Receiver<SystemTime>> {
-    becoming.set_nonblocking(true)?;
-    let mut becoming = UnixStream::from_std(becoming)?;
-    let (done, runs) = oneshot::channel();
-    tokio::spawn(async move {
-        // It says nothing: what comes is the end.
-        let _end = becoming.read(&mut [0]).await;
-        let _nobody_waits = done.send(SystemTime::now());
-    });
-    Ok(runs)
 }
 
 /// An error with its causes, on one line.

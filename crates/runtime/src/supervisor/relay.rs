@@ -6,9 +6,9 @@
 use std::{collections::HashMap, time::Duration};
 
 use microsandbox_protocol::{
-    Credit, Drain, Ended, Exec, ExecFailed, ExecFailure, ExecStarted, Frame, Kill, Kind,
-    LimitedExec, Message, Metrics, MetricsCall, Ping, Pong, Ready, SendWindow, Stop, StreamId,
-    Unsupported, Welcome, opening_window,
+    Credit, Drain, Ended, Exec, ExecFailed, ExecFailure, ExecStarted, Frame, JobAttached, Kill,
+    Kind, LimitedExec, Message, Metrics, MetricsCall, Ping, Pong, Ready, SendWindow, Stop,
+    StreamId, Unsupported, Welcome, opening_window,
 };
 use tokio::{
     io::AsyncWrite,
@@ -249,13 +249,15 @@ impl Relay {
                 self.agent.send(frame);
             }
             // A stream that is not there has ended while this was on its way.
-            Some(Kind::Signal | Kind::Resize) if self.streams.contains_key(&frame.stream) => {
+            Some(Kind::Detach | Kind::Resize | Kind::Signal)
+                if self.streams.contains_key(&frame.stream) =>
+            {
                 self.agent.send(frame);
             }
             Some(Kind::Kill) if self.forget(frame.stream) => {
                 self.agent.send(frame);
             }
-            Some(Kind::Signal | Kind::Resize | Kind::Kill) => {}
+            Some(Kind::Detach | Kind::Kill | Kind::Resize | Kind::Signal) => {}
             _ => self.answer_unsupported(client, &frame),
         }
         Ok(None)
@@ -383,13 +385,24 @@ impl Relay {
                 stream.to_guest.grant(started.window);
                 stream.started = true;
             }
+            Some(Kind::JobAttached) => {
+                let attached = JobAttached::from_frame(&frame).map_err(malformed)?;
+                stream.to_guest.grant(attached.window);
+                stream.started = true;
+            }
             Some(Kind::Credit) => {
                 let credit = Credit::from_frame(&frame).map_err(malformed)?;
                 stream.to_guest.grant(credit.bytes);
             }
             // It is about something that was sent to a command. Before one has started it is about what
             // opened the stream, which an older agent does not know, and ends it.
-            Some(Kind::Unsupported) if stream.started => return Ok(GuestNews::None),
+            Some(Kind::Unsupported) if stream.started => {
+                let Unsupported { kind } = Unsupported::from_frame(&frame).map_err(malformed)?;
+                // Who asked for this waits for an answer.
+                if kind != Kind::Detach.byte() {
+                    return Ok(GuestNews::None);
+                }
+            }
             Some(kind) if kind.ends_stream() => ended = true,
             Some(Kind::StdinClosed | Kind::JobGap) => {}
             _ => return Ok(GuestNews::None),

@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     Orders,
     boot::elapsed_us,
+    confined,
     limits::Limits,
     machine::{Machine, PANIC},
     relay::{ClientId, GuestNews, Relay, Wish},
@@ -27,10 +28,11 @@ use super::{
 };
 use crate::{
     EndReason, ExitRecord, LaunchConfig, RunRecord, SandboxDir, VmmExit,
+    checkpoint::Shape,
     exec_log::ExecLog,
     link::FrameReader,
     orders::{DETACH, Progress},
-    record::BootTimes,
+    record::{BootTimes, ColdReason},
     step,
 };
 
@@ -42,7 +44,7 @@ const KILL_GRACE: Duration = Duration::from_secs(5);
 
 /// Supervises the run and writes its records.
 pub(super) async fn run(orders: Orders) -> io::Result<()> {
-    let Orders { config, control, lock } = orders;
+    let Orders { config, shape, control, lock } = orders;
     let dir = SandboxDir::new(&config.dir);
     let mut masters = Masters::new(control)?;
     let mut record = match begin(&config, &dir) {
@@ -55,7 +57,7 @@ pub(super) async fn run(orders: Orders) -> io::Result<()> {
         }
     };
     step::reached("supervisor.begun");
-    let (end, relay) = live(&config, &dir, &mut record, &mut masters).await;
+    let (end, relay) = live(&config, shape, &mut record, &mut masters).await;
     tracing::info!(reason = %end.reason, forced = end.forced, "sandbox ended");
     finish(&config, &dir, &end);
     step::reached("supervisor.recorded");
@@ -72,7 +74,7 @@ pub(super) async fn run(orders: Orders) -> io::Result<()> {
 }
 
 fn begin(config: &LaunchConfig, dir: &SandboxDir) -> crate::Result<RunRecord> {
-    let boot = BootTimes { supervisor_us: elapsed_us(config), ..config.boot };
+    let boot = BootTimes { supervisor_us: elapsed_us(config), ..BootTimes::default() };
     let record = RunRecord {
         run_id: config.run_id.clone(),
         pid: std::process::id(),
@@ -84,6 +86,7 @@ fn begin(config: &LaunchConfig, dir: &SandboxDir) -> crate::Result<RunRecord> {
         origin: None,
         boot,
         guest: None,
+        confinement: None,
         stopping: false,
     };
     dir.reserve_records()?;
@@ -121,11 +124,12 @@ fn remove_ephemeral(dir: &SandboxDir, end: &ExitRecord) -> crate::Result<()> {
 /// Boots and serves the sandbox; gives its end, and the links that close after the lock is free.
 async fn live(
     config: &LaunchConfig,
-    dir: &SandboxDir,
+    shape: Result<Shape, ColdReason>,
     record: &mut RunRecord,
     masters: &mut Masters,
 ) -> (ExitRecord, Option<Relay>) {
-    let mut source = Source::find(config, record);
+    let dir = &SandboxDir::new(&config.dir);
+    let mut source = Source::find(config, shape, record);
     let mut slot = None;
     let booted = tokio::select! {
         booted = source.boot(config, record, &mut slot) => booted,
@@ -146,6 +150,10 @@ async fn live(
             return (machine.end(config, reason, false).await, None);
         }
     };
+    if let Err(error) = confined::start_nothing_more(config) {
+        let reason = EndReason::AgentLost { detail: format!("confine the supervisor: {error}") };
+        return (machine.end(config, reason, false).await, None);
+    }
     record.ready_at = Some(Utc::now());
     record.guest = Some(ready);
     if let Err(error) = dir.write_run_record(record) {
@@ -153,7 +161,6 @@ async fn live(
     }
     step::reached("supervisor.ready");
     masters.tell(&Progress::Ready(Box::new(record.clone()))).await;
-    source.provide_for_the_next(config, record);
     let (reason, forced) = session.serve(&mut machine, record, masters).await;
     let end = machine.end(config, reason, forced).await;
     session.relay.close_log().await;

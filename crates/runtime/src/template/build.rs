@@ -27,13 +27,17 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{LOG, Templates, remove_tree};
 use crate::{
-    Error, Program, SandboxLock, SelectedVmm,
-    checkpoint::{Checkpoint, FileDigests, SavedVm, Shape, shape_of},
+    Confinement, Error, Program, SandboxLock, SelectedVmm,
+    checkpoint::{Checkpoint, SavedVm, Shape},
+    confine::{
+        files::{Access, rules},
+        process::Profile,
+    },
     handover,
     program::Role,
     supervisor::machine::Machine,
     sys,
-    vmm::{DiskFormat, VmSpec},
+    vmm::{self, DiskFormat, VmSpec, process::Vm},
 };
 
 /// Longest that a build may take. Idle processor time alone goes into it, so that a second of work
@@ -43,29 +47,37 @@ const WITHIN: Duration = Duration::from_mins(2);
 /// What is to be built.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct BuildOrder {
-    /// Names the shape, for `ps`.
-    pub(crate) key: String,
+    /// The shape that the machine has.
+    pub(crate) shape: Shape,
     /// Folder of the templates.
     pub(crate) templates: PathBuf,
-    /// File that remembers digests.
-    pub(crate) digests: PathBuf,
     pub(crate) vmm: SelectedVmm,
     /// The machine; its disks stand for places only.
     pub(crate) spec: VmSpec,
+    /// How it and what builds it are confined.
+    pub(crate) confinement: Confinement,
     /// Directives for the log.
     pub(crate) log: String,
 }
 
 /// Starts a build and does not wait for it.
-pub(crate) fn start(order: &BuildOrder) -> io::Result<()> {
+pub(crate) fn start(program: &Program, order: &BuildOrder) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&order.templates)?;
     let log = order.templates.join(LOG);
     let log = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(log)?;
-    let (command, socket) =
-        Program::at("/proc/self/exe").command(Role::Builder, &order.key, log.into())?;
+    let (command, socket) = program.command(Role::Builder, &order.shape.key(), log.into())?;
     // The runtime collects it if it ends first.
     drop(tokio::process::Command::from(command).spawn()?);
+    handover::send(&socket, Role::Builder, &profile(order)?, &[])?;
     handover::send(&socket, Role::Builder, order, &[])
+}
+
+/// A builder may open what its VMM may, and the templates.
+fn profile(order: &BuildOrder) -> io::Result<Profile> {
+    let spec = VmSpec { disks: Vec::new(), ..order.spec.clone() };
+    let mut files = vmm::files::list(&order.vmm, &spec)?;
+    files.extend(rules(Access::Tree, [&order.templates]));
+    Ok(Profile { confinement: order.confinement.clone(), files })
 }
 
 /// The role: builds one template, if it is wanted still.
@@ -99,29 +111,27 @@ fn take_order() -> io::Result<BuildOrder> {
 /// Builds while no other process builds the same.
 fn build_alone(order: &BuildOrder) -> io::Result<()> {
     let templates = Templates::new(&order.templates);
-    let shape = shape_of(&order.vmm, &order.spec, &mut FileDigests::open(&order.digests));
-    let Some(shape) = shape.map_err(io::Error::other)? else { return Ok(()) };
-    let _lock = match SandboxLock::acquire(&templates.lock_path(&shape)) {
+    let shape = &order.shape;
+    let _lock = match SandboxLock::acquire(&templates.lock_path(shape)) {
         Ok(lock) => lock,
         Err(Error::Locked { .. }) => return Ok(()),
         Err(error) => return Err(io::Error::other(error)),
     };
-    if templates.place(&shape).exists() {
+    if templates.place(shape).exists() {
         return Ok(());
     }
-    let new = templates.new_path(&shape);
-    let built = build(order, &shape, &new).and_then(|()| {
-        fs::rename(&new, templates.place(&shape)).map_err(|error| error.to_string())
-    });
+    let new = templates.new_path(shape);
+    let built = build(order, &new)
+        .and_then(|()| fs::rename(&new, templates.place(shape)).map_err(|error| error.to_string()));
     if let Err(why) = built {
-        templates.note_failure(&shape, why.clone());
+        templates.note_failure(shape, why.clone());
         remove_tree(&new)?;
         return Err(io::Error::other(why));
     }
-    templates.trim(&shape)
+    templates.trim(shape)
 }
 
-fn build(order: &BuildOrder, shape: &Shape, new: &Path) -> Result<(), String> {
+fn build(order: &BuildOrder, new: &Path) -> Result<(), String> {
     let prepared = remove_tree(new).and_then(|()| {
         fs::DirBuilder::new().mode(0o700).create(new)?;
         with_empty_disks(&order.spec, new)
@@ -131,10 +141,10 @@ fn build(order: &BuildOrder, shape: &Shape, new: &Path) -> Result<(), String> {
     let runtime = runtime.map_err(|error| error.to_string())?;
     runtime.block_on(async {
         let deadline = Instant::now() + WITHIN;
-        let saved = save(&order.vmm, &spec, new, shape);
+        let saved = save(order, &spec, new);
         let template = timeout_at(deadline, saved).await.map_err(|_| "it took too long")??;
         let spec = VmSpec { incoming: true, ..spec.clone() };
-        prove(&order.vmm, &spec, &Arc::new(template), deadline).await
+        prove(order, &spec, &Arc::new(template), deadline).await
     })?;
     for disk in &spec.disks {
         fs::remove_file(&disk.path).map_err(|error| error.to_string())?;
@@ -153,14 +163,8 @@ fn with_empty_disks(spec: &VmSpec, folder: &Path) -> io::Result<VmSpec> {
     Ok(spec)
 }
 
-async fn save(
-    vmm: &SelectedVmm,
-    spec: &VmSpec,
-    new: &Path,
-    shape: &Shape,
-) -> Result<Checkpoint, String> {
-    let mut machine =
-        Machine::start(&shape.key(), vmm, spec, None).map_err(|error| error.to_string())?;
+async fn save(order: &BuildOrder, spec: &VmSpec, new: &Path) -> Result<Checkpoint, String> {
+    let mut machine = start_machine(order, spec)?;
     let deadline = Instant::now() + WITHIN;
     machine.hello(deadline).await.map_err(|failure| failure.to_string())?;
     let qmp = machine.qmp.as_ref().ok_or("this VMM can save nothing")?;
@@ -170,20 +174,24 @@ async fn save(
     };
     let devices = stopped.await.map_err(|error| error.to_string())?;
     let vm = SavedVm { memory: &machine.memory, devices: &devices };
-    let written = Checkpoint::write(new, shape.clone(), &vm);
+    let written = Checkpoint::write(new, order.shape.clone(), &vm);
     machine.kill().await;
     written.map_err(|error| error.to_string())
 }
 
+fn start_machine(order: &BuildOrder, spec: &VmSpec) -> Result<Machine, String> {
+    let vm = Vm { vmm: &order.vmm, spec, confinement: &order.confinement };
+    Machine::start(&order.shape.key(), vm, None).map_err(|error| error.to_string())
+}
+
 /// Restores it once: the agent must answer.
 async fn prove(
-    vmm: &SelectedVmm,
+    order: &BuildOrder,
     spec: &VmSpec,
     template: &Arc<Checkpoint>,
     deadline: Instant,
 ) -> Result<(), String> {
-    let label = template.shape().key();
-    let mut machine = Machine::start(&label, vmm, spec, None).map_err(|error| error.to_string())?;
+    let mut machine = start_machine(order, spec)?;
     let proof = async {
         machine.restore(template, deadline).await?;
         machine.agent.send(Ping { token: 1 }.to_frame(0));

@@ -9,16 +9,21 @@ use std::{
     process::ExitCode,
 };
 
-use nix::sys::{
-    prctl,
-    resource::{Resource, setrlimit},
-    signal::Signal,
-};
+use nix::sys::{prctl, signal::Signal};
 use serde::{Deserialize, Serialize};
 use tokio::process::Child;
 
-use super::{SelectedVmm, VmFds, VmSpec};
-use crate::{Program, handover, program::Role};
+use super::{SelectedVmm, VmFds, VmSpec, VmmKind, files};
+use crate::{
+    Applied, Confinement, Layer, Program,
+    confine::{
+        calls::{self, Calls},
+        process::Profile,
+    },
+    handover,
+    program::Role,
+    step,
+};
 
 /// What the supervisor sends, with the descriptors of [`VmFds`] in their order.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,23 +31,46 @@ struct Order {
     vmm: SelectedVmm,
     spec: VmSpec,
     supervisor: u32,
+    /// The calls that are left to it; none: all.
+    calls: Option<Calls>,
 }
 
-/// Starts the VMM process of a sandbox; what it says goes to `output`. The socket that brought its
-/// orders closes when it becomes another program.
+/// What is started, and how it is confined.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Vm<'a> {
+    pub(crate) vmm: &'a SelectedVmm,
+    pub(crate) spec: &'a VmSpec,
+    pub(crate) confinement: &'a Confinement,
+}
+
+/// Starts the VMM process of a sandbox, confined; what it says goes to `output`.
 pub(crate) fn spawn(
     program: &Program,
     name: &str,
-    (vmm, spec): (&SelectedVmm, &VmSpec),
+    vm: Vm<'_>,
     fds: &VmFds,
     output: OwnedFd,
-) -> io::Result<(Child, UnixStream)> {
-    let (command, socket) = program.command(Role::Vmm, name, output)?;
+) -> io::Result<(Child, Applied)> {
+    let Vm { vmm, spec, confinement } = vm;
+    let (mut command, socket) = program.command(Role::Vmm, name, output)?;
+    let profile = Profile { confinement: confinement.clone(), files: files::list(vmm, spec)? };
+    let surrounded = profile.surround(&mut command)?;
+    // The command goes with this, and with it the child's end of the pipe that `surrounded` reads.
     let child = tokio::process::Command::from(command).spawn()?;
-    let order = Order { vmm: vmm.clone(), spec: spec.clone(), supervisor: std::process::id() };
+    let applied = surrounded.applied()?;
+    let calls = match vmm.kind {
+        VmmKind::Libkrun => Calls::Libkrun,
+        VmmKind::Qemu => Calls::Qemu,
+    };
+    let order = Order {
+        vmm: vmm.clone(),
+        spec: spec.clone(),
+        supervisor: std::process::id(),
+        calls: applied.has(Layer::Seccomp).then_some(calls),
+    };
     let fds = [&fds.agent, &fds.console, &fds.monitor, &fds.memory].map(AsFd::as_fd);
     handover::send(&socket, Role::Vmm, &order, &fds)?;
-    Ok((child, socket))
+    Ok((child, applied))
 }
 
 /// The role: never returns when the VM runs.
@@ -65,8 +93,10 @@ fn take_order() -> io::Result<(Order, VmFds)> {
     if nix::unistd::getppid().as_raw().cast_unsigned() != order.supervisor {
         return Err(io::Error::other("the supervisor is gone"));
     }
-    prctl::set_no_new_privs()?;
     prctl::set_dumpable(false)?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    if let Some(calls) = order.calls {
+        calls::restrict(calls)?;
+    }
+    step::reached("vmm.confined");
     Ok((order, VmFds { agent, console, monitor, memory }))
 }

@@ -20,7 +20,9 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use microsandbox_protocol::PORT_NAME;
 
-use super::{Accel, Capabilities, DiskFormat, Driver, Enter, VmFds, VmSpec, VmmKind};
+use super::{
+    Accel, Capabilities, DiskFormat, Driver, Enter, KERNEL_COMMAND_LINE, VmFds, VmSpec, VmmKind,
+};
 
 /// QEMU at a path.
 #[derive(Debug)]
@@ -74,12 +76,13 @@ impl Enter for Qemu {
 }
 
 impl Qemu {
-    /// What the kernel is told of this machine. With KVM the guest has a better clock than the
-    /// counter.
-    fn kernel_words(&self) -> String {
+    /// With KVM the guest has a better clock than the counter.
+    fn kernel_command_line(&self) -> String {
         match (self.accel, self.tsc_khz) {
-            (Accel::Tcg, Some(khz)) => format!("tsc_khz={khz} tsc=reliable"),
-            _ => String::new(),
+            (Accel::Tcg, Some(khz)) => {
+                format!("{KERNEL_COMMAND_LINE} tsc_khz={khz} tsc=reliable")
+            }
+            _ => KERNEL_COMMAND_LINE.to_owned(),
         }
     }
 
@@ -118,7 +121,7 @@ impl Qemu {
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             "-M",
             "microvm,acpi=off,rtc=off,isa-serial=off,x-option-roms=off,auto-kernel-cmdline=on,\
-             memory-backend=memory",
+             memory-backend=memory,dump-guest-core=off",
             "-accel",
             accel,
             "-cpu",
@@ -128,7 +131,7 @@ impl Qemu {
         ]
         .map(OsString::from)
         .into();
-        args.extend(["-append".into(), spec.command_line(&self.kernel_words()).into()]);
+        args.extend(["-append".into(), self.kernel_command_line().into()]);
         args.extend(["-smp".into(), spec.vcpus.to_string().into()]);
         args.extend(["-m".into(), format!("{}M", spec.memory_mib).into()]);
         // Shared: so it is ours to read and write, and the VMM leaves it out of the state it saves.
@@ -207,7 +210,6 @@ mod tests {
             memory_mib: 256,
             kernel: "/k".into(),
             initramfs: "/i".into(),
-            arguments: String::new(),
             disks: vec![disk],
             incoming: false,
         };
