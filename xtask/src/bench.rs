@@ -5,9 +5,11 @@
 
 mod boot;
 mod exec;
+mod home;
 mod image;
 mod qemu;
 mod report;
+mod start;
 
 use anyhow::Result;
 
@@ -22,6 +24,7 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
         Scenario::Floor { layout, into } => return image::floor(layout, into),
         Scenario::Image => image::run(options.runs)?,
         Scenario::Kernel { kernels } => vec![boot::compare_kernels(kernels, options.runs)?],
+        Scenario::Start => start::run(options.runs)?,
         Scenario::Measure { report, command } => return image::measure(report, command),
     };
     reports.iter().for_each(Report::show);

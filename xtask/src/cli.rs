@@ -142,6 +142,8 @@ pub(crate) enum Scenario {
         #[arg(required = true, value_name = "VMLINUX")]
         kernels: Vec<PathBuf>,
     },
+    /// From `create()` to ready, step by step: cold and from a template, confined and not.
+    Start,
     /// Runs a program and writes what it took to a file; what `image` counts with.
     #[command(hide = true)]
     Measure {

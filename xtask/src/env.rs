@@ -5,6 +5,9 @@ use std::{ffi::OsString, path::PathBuf};
 /// Home of installed files; default `~/.microsandbox`. The product reads the same variable.
 pub(crate) const MSB_HOME: &str = "MSB_HOME";
 
+/// Which VMM sandboxes run with; the product reads the same variable.
+pub(crate) const MSB_VMM: &str = "MSB_VMM";
+
 /// Folder with `vmlinux` and `initramfs.cpio` that VM tests boot; set by `cargo xtask test`.
 pub(crate) const MSB_TEST_GUEST: &str = "MSB_TEST_GUEST";
 

@@ -40,7 +40,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Wait(args) => return wait::run(args).await,
         Command::Shell(args) => return shell::run(args).await,
         Command::Restore(args) => return restore::run(*args).await,
-        Command::Doctor(args) => return doctor::run(&args),
+        Command::Doctor(args) => return doctor::run(args).await,
         Command::Cp(args) => cp::run(args).await,
         Command::Create(args) => create::run(*args).await,
         Command::Start(args) => start::run(args).await,

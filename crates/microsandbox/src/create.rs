@@ -1,12 +1,6 @@
 //! Making a sandbox, and undoing all of it when a step fails.
 
-use std::{
-    fs::File,
-    io::Read,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fs::File, io::Read, path::PathBuf, sync::Arc, time::Duration};
 
 use microsandbox_db::{Catalogue, NewSandbox, SandboxRow};
 use microsandbox_image::{Image, Progress, PullProgress, Silent, ext4};
@@ -20,6 +14,7 @@ use tokio::{
 
 use crate::{
     BootMode, MicrosandboxError, MicrosandboxResult, Sandbox, SandboxConfig, SandboxHandle,
+    clock::StartClock,
     config::STOP_TIMEOUT,
     history,
     home::{Home, Machinery},
@@ -114,14 +109,18 @@ async fn make(
     progress: &dyn Progress,
     half_made: &mut HalfMade,
 ) -> MicrosandboxResult<Sandbox> {
+    let mut clock = StartClock::start();
     home.ensure()?;
     let machinery = home.machinery().await?;
+    clock.times.found_us = clock.elapsed_us();
     let origin = Origin::find(home, &mut config).await?;
     let (image, _hold) = origin.image(home, &mut config, progress).await?;
     config.merge_image_defaults(image.config());
     config.manifest_digest = Some(image.digest().to_string());
+    clock.times.image_us = clock.elapsed_us();
     let catalogue = home.catalogue().await?;
     heal(home, &catalogue).await;
+    clock.times.catalogue_us = clock.elapsed_us();
     if config.replace_existing {
         replace(home, &config).await?;
     }
@@ -130,6 +129,7 @@ async fn make(
     half_made.dir = Some(dir.clone());
     step::reached("create.claimed");
     origin.make_upper(&dir, config.upper_bytes()).await?;
+    clock.times.disk_us = clock.elapsed_us();
     step::reached("create.formatted");
     let new = NewSandbox {
         name: config.name.clone(),
@@ -143,7 +143,7 @@ async fn make(
     let id = row.id;
     half_made.row = Some((catalogue.clone(), row));
     step::reached("create.defined");
-    let sandbox = boot(&machinery, &image, config, (dir, lock)).await?;
+    let sandbox = boot((&machinery, clock), &image, config, (dir, lock)).await?;
     step::reached("create.booted");
     if !sandbox.config().ephemeral {
         catalogue.keep_sandbox(id).await?;
@@ -158,9 +158,13 @@ pub(crate) async fn start(
     config: SandboxConfig,
     mode: Mode,
 ) -> MicrosandboxResult<Sandbox> {
+    let mut clock = StartClock::start();
     let machinery = home.machinery().await?;
+    clock.times.found_us = clock.elapsed_us();
     let image = image::pinned(home, &config)?;
+    clock.times.image_us = clock.elapsed_us();
     let catalogue = home.catalogue().await?;
+    clock.times.catalogue_us = clock.elapsed_us();
     let dir = home.sandbox_dir(&config.name)?;
     let lock = dir.lock().map_err(|error| match error {
         microsandbox_runtime::Error::Locked { .. } => {
@@ -174,7 +178,7 @@ pub(crate) async fn start(
     // This run's records will take the place of the last one's.
     history::keep(&catalogue, &row, &dir, &lock).await?;
     step::reached("start.remembered");
-    settle(boot(&machinery, &image, config, (dir, lock)).await?, mode).await
+    settle(boot((&machinery, clock), &image, config, (dir, lock)).await?, mode).await
 }
 
 /// Gives the sandbox to whom it belongs.
@@ -186,17 +190,16 @@ async fn settle(sandbox: Sandbox, mode: Mode) -> MicrosandboxResult<Sandbox> {
 }
 
 async fn boot(
-    machinery: &Machinery,
+    (machinery, mut clock): (&Machinery, StartClock),
     image: &Image,
     config: SandboxConfig,
     (dir, lock): (SandboxDir, SandboxLock),
 ) -> MicrosandboxResult<Sandbox> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let asked_at_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+    clock.times.launch_us = clock.elapsed_us();
     let orders = LaunchConfig {
         name: config.name.clone(),
         dir: dir.path().to_owned(),
-        run_id: format!("{asked_at_us:x}-{:x}", std::process::id()),
+        run_id: format!("{:x}-{:x}", clock.asked_at_us, std::process::id()),
         vcpus: config.cpus,
         memory_mib: config.memory_mib,
         guest: machinery.guest.clone(),
@@ -222,7 +225,8 @@ async fn boot(
         max_duration: config.policy.max_duration_secs.map(Duration::from_secs),
         confinement: machinery.confinement.clone(),
         ephemeral: config.ephemeral,
-        asked_at_us,
+        asked_at_us: clock.asked_at_us,
+        boot: clock.times,
         log: machinery.log.clone(),
     };
     let launched = launch(&machinery.program, &orders, lock).await?;

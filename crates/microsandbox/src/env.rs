@@ -7,6 +7,8 @@
 //! | `MSB_VMM` | `auto`, `libkrun` or `qemu` | `auto` |
 //! | `MSB_BOOT` | `template`, or `cold`: machines do not go on from templates | `template` |
 //! | `MSB_KERNEL` | guest kernel to boot, an uncompressed ELF | the installed one |
+//! | `MSB_KERNEL_ARGS` | more words for its command line; `ignore_loglevel` shows its whole boot in `msb logs --source kernel` | none |
+//! | `MSB_KVM_PROBE` | `skip`: KVM is taken to work wherever it opens | `auto` |
 //! | `MSB_CONFINEMENT` | `auto`: every layer the host has; `required`: refuse to start without one; `off`; or names of layers (`landlock`, `namespaces`, `seccomp`) with commas between | `auto` |
 //! | `MSB_LOG` | log directives, as `RUST_LOG` has them | `warn` |
 //! | `MSB_OFFLINE` | `1`: pulls never touch the network | `0` |
@@ -30,6 +32,10 @@ pub const MSB_VMM: &str = "MSB_VMM";
 pub const MSB_BOOT: &str = "MSB_BOOT";
 /// Guest kernel to boot.
 pub const MSB_KERNEL: &str = "MSB_KERNEL";
+/// More words for the guest kernel's command line.
+pub const MSB_KERNEL_ARGS: &str = "MSB_KERNEL_ARGS";
+/// Whether KVM is tried out before it is used.
+pub const MSB_KVM_PROBE: &str = "MSB_KVM_PROBE";
 /// How the processes of sandboxes are confined.
 pub const MSB_CONFINEMENT: &str = "MSB_CONFINEMENT";
 /// Log directives.

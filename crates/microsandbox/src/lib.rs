@@ -31,6 +31,7 @@ mod attach;
 mod builder;
 #[cfg(feature = "embed-guest")]
 mod carried;
+mod clock;
 mod config;
 mod create;
 mod detach;

@@ -36,12 +36,14 @@ pub struct Guest {
     pub kernel: PathBuf,
     /// newc archive with the agent as `/init`.
     pub initramfs: PathBuf,
+    /// More words for the kernel's command line, after ours.
+    pub arguments: String,
 }
 
 impl Guest {
     /// The files of the build in `dir`, there or not.
     fn in_dir(dir: &Path) -> Self {
-        Self { kernel: dir.join(KERNEL), initramfs: dir.join(INITRAMFS) }
+        Self { kernel: dir.join(KERNEL), initramfs: dir.join(INITRAMFS), arguments: String::new() }
     }
 
     /// Says which file is missing, if one is.

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::{fd::AsFd, unix::process::ExitStatusExt},
-    process::Child,
+    process::{Child, ExitStatus},
 };
 
 use tokio::{
@@ -60,20 +60,21 @@ fn is_hang_up(error: &io::Error) -> bool {
 impl Owner {
     /// Why a supervisor hung up without a word: it died, or is a program that knows no such role.
     async fn explain_silence(&mut self, program: &Program) -> Error {
-        let Some(mut child) = self.supervisor.take() else {
-            return Error::Closed { during: "the boot" };
-        };
-        let waited = tokio::task::spawn_blocking(move || child.wait()).await;
-        match waited.map_err(io::Error::other).and_then(|waited| waited) {
-            Ok(status) if status.signal().is_some() => {
-                Error::Closed { during: "the boot: its supervisor was killed" }
-            }
-            Ok(status) => Error::ProgramSilent {
+        match self.wait_for_supervisor().await {
+            Ok(Some(status)) if status.signal().is_none() => Error::ProgramSilent {
                 program: program.path().to_owned(),
                 ended: status.to_string(),
             },
+            Ok(_) => Error::Closed { during: "the boot: its supervisor was killed" },
             Err(source) => Error::Program { program: program.path().to_owned(), source },
         }
+    }
+
+    /// Until a supervisor that has given up is gone, what was sent to it is held by its socket.
+    async fn wait_for_supervisor(&mut self) -> io::Result<Option<ExitStatus>> {
+        let Some(mut child) = self.supervisor.take() else { return Ok(None) };
+        let waited = tokio::task::spawn_blocking(move || child.wait()).await;
+        waited.map_err(io::Error::other)?.map(Some)
     }
 }
 
@@ -114,12 +115,11 @@ pub async fn launch(
         program.command(Role::Supervisor, &config.name, log.into()).map_err(failed)?;
     let supervisor = command.spawn().map_err(failed)?;
     drop(command);
-    let handed_over = handover::send(&control, Role::Supervisor, &profile, &[])
-        .and_then(|()| {
-            let orders = (config, &shape, step::armed());
-            handover::send(&control, Role::Supervisor, &orders, &[lock.as_fd()])
-        })
-        .and_then(|()| control.set_nonblocking(true));
+    let handed_over = handover::send(&control, Role::Supervisor, &profile, &[]).and_then(|()| {
+        let orders = (config, &shape, step::armed());
+        handover::send(&control, Role::Supervisor, &orders, &[lock.as_fd()])
+    });
+    control.set_nonblocking(true).map_err(failed)?;
     let control = UnixStream::from_std(control).map_err(failed)?;
     drop(lock);
     let mut owner = Owner { control, supervisor: Some(supervisor) };
@@ -141,6 +141,7 @@ pub async fn launch(
         }
         Ok(Progress::Failed(record)) => Err(Error::Boot { name: config.name.clone(), record }),
         Ok(Progress::Refused { build, why }) => {
+            owner.wait_for_supervisor().await.map_err(failed)?;
             Err(Error::ProgramRefused { program: program.path().to_owned(), build, why })
         }
         Err(_) => Err(owner.explain_silence(program).await),

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use microsandbox_protocol::ExecDefaults;
 use serde::{Deserialize, Serialize};
 
-use crate::{Confinement, ExitRecord, Guest, RunRecord, SelectedVmm};
+use crate::{BootTimes, Confinement, ExitRecord, Guest, RunRecord, SelectedVmm};
 
 /// Everything a supervisor needs to know, in one plain value.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -46,8 +46,10 @@ pub struct LaunchConfig {
     pub confinement: Confinement,
     /// Remove the sandbox's directory when the run has ended.
     pub ephemeral: bool,
-    /// When the launch was asked for, microseconds since 1970; boot times count from here.
+    /// When the start was asked for, microseconds since 1970; boot times count from here.
     pub asked_at_us: u64,
+    /// When the steps before the launch were done.
+    pub boot: BootTimes,
     /// Directives for the supervisor's log, as `RUST_LOG` has them.
     pub log: String,
 }

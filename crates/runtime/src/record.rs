@@ -41,13 +41,27 @@ pub struct RunRecord {
     pub stopping: bool,
 }
 
-/// Host times of a boot in microseconds since the launch was asked for.
+/// When the steps of a start were done, by the host's clock: microseconds since it was asked for. A
+/// step that there was not is 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct BootTimes {
+    /// It was known which guest, program and VMM to use.
+    pub found_us: u64,
+    /// The image was there.
+    pub image_us: u64,
+    /// The catalogue was open, and what others left was cleared away.
+    pub catalogue_us: u64,
+    /// The writable disk was there.
+    pub disk_us: u64,
+    /// The sandbox was on record, and its supervisor was asked for.
+    pub launch_us: u64,
     /// The supervisor had its configuration.
     pub supervisor_us: u64,
     /// The VMM process was started.
     pub vmm_us: u64,
+    /// It had become the VMM's program; 0 where the VMM is a library.
+    pub exec_us: u64,
     /// The agent's first frame arrived.
     pub hello_us: u64,
     /// The agent said it takes commands.

@@ -113,9 +113,22 @@ pub(crate) struct VmSpec {
     pub(crate) memory_mib: u32,
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
+    /// More words for the kernel's command line, after ours.
+    pub(crate) arguments: String,
     pub(crate) disks: Vec<DiskSpec>,
     /// Whether it waits, before its first instruction, for a state to be loaded.
     pub(crate) incoming: bool,
+}
+
+impl VmSpec {
+    /// The kernel's command line with the driver's own words in it.
+    fn command_line(&self, of_driver: &str) -> String {
+        [KERNEL_COMMAND_LINE, of_driver, &self.arguments]
+            .into_iter()
+            .filter(|words| !words.is_empty())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
 }
 
 /// A disk, in the order the guest sees them.
@@ -159,11 +172,11 @@ pub(crate) fn new_memory(size_bytes: u64) -> io::Result<File> {
     Ok(memory)
 }
 
-/// Kernel command line for every guest: nothing of the sandbox is in it.
+/// Kernel command line of every guest: nothing of the sandbox is in it.
 ///
 /// `reboot=t` ends the machine by a triple fault, which works without ACPI and keyboard controller;
 /// `panic=-1` reboots at once, so that a dead guest is seen as such.
-pub(crate) const KERNEL_COMMAND_LINE: &str = "console=hvc0 quiet reboot=t panic=-1";
+const KERNEL_COMMAND_LINE: &str = "console=hvc0 quiet reboot=t panic=-1";
 
 /// One way to run a VM.
 pub trait Driver: fmt::Debug {

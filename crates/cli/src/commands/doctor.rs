@@ -13,6 +13,9 @@ pub(crate) struct Args {
     /// How to write the findings
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
+    /// Boot a sandbox as well, and remove it
+    #[arg(long)]
+    boot: bool,
 }
 
 /// A finding.
@@ -36,8 +39,11 @@ impl From<Check> for Finding {
 }
 
 /// Says what was found; 1 when sandboxes cannot run here.
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let checks = doctor::examine()?;
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut checks = doctor::examine()?;
+    if args.boot {
+        checks.push(doctor::try_boot().await?);
+    }
     let failed = checks.iter().any(|check| check.verdict == Verdict::Fail);
     let findings: Vec<Finding> = checks.into_iter().map(Finding::from).collect();
     if args.format == Format::Json {

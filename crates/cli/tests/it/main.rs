@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "these are tests, their helpers included")]
 
 mod copies;
+mod doctor;
 mod documents;
 mod ends;
 mod execs;

@@ -33,6 +33,7 @@ pub(crate) fn vm_spec(config: &LaunchConfig) -> VmSpec {
         memory_mib: config.memory_mib,
         kernel: config.guest.kernel.clone(),
         initramfs: config.guest.initramfs.clone(),
+        arguments: config.guest.arguments.clone(),
         disks: vec![
             disk("lower", config.lower.clone(), DiskFormat::Vmdk, true),
             disk("upper", dir.upper_path(), DiskFormat::Raw, false),
@@ -89,6 +90,7 @@ async fn bring_up(
         }
     };
     times.hello_us = elapsed_us(config);
+    times.exec_us = machine.vmm_runs_since().map_or(0, |at| since_asked_us(config, at));
     step::reached("supervisor.hello");
     let bootstrap =
         bootstrap(config).map_err(|error| failed(BootStep::Kernel)(error.to_string()))?;
@@ -130,6 +132,10 @@ const ENTROPY_BYTES: usize = 64;
 
 /// Microseconds since the launch was asked for.
 pub(super) fn elapsed_us(config: &LaunchConfig) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_micros()).unwrap_or(u64::MAX).saturating_sub(config.asked_at_us)
+    since_asked_us(config, SystemTime::now())
+}
+
+fn since_asked_us(config: &LaunchConfig, at: SystemTime) -> u64 {
+    let at = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(at.as_micros()).unwrap_or(u64::MAX).saturating_sub(config.asked_at_us)
 }

@@ -6,13 +6,14 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use microsandbox_protocol::{
     BootFailed, ExecExited, ExitStatus, Frame, Hello, Kind, Message, Ready, negotiate,
 };
 use tokio::{
+    io::AsyncReadExt,
     net::{UnixStream, unix::OwnedReadHalf},
     process::Child,
     sync::oneshot,
@@ -50,6 +51,8 @@ pub(crate) struct Machine {
     pub(crate) vmm_words: Tail,
     /// Ends once the console was read to its end.
     pub(crate) console_read: oneshot::Receiver<()>,
+    /// Completes when the VMM process has become the VMM's program.
+    vmm_runs: oneshot::Receiver<SystemTime>,
 }
 
 /// A boot that did not come to its end.
@@ -77,7 +80,8 @@ impl Machine {
         let (words, said) = io::pipe()?;
         let (vmm_words, _) = follow(OwnedFd::from(words), None)?;
         let program = Program::at("/proc/self/exe");
-        let (child, confined) = process::spawn(&program, label, vm, &fds, said.into())?;
+        let process::Spawned { child, applied: confined, becoming } =
+            process::spawn(&program, label, vm, &fds, said.into())?;
         ours.set_nonblocking(true)?;
         let (input, output) = UnixStream::from_std(ours)?.into_split();
         Ok(Self {
@@ -90,7 +94,13 @@ impl Machine {
             console,
             vmm_words,
             console_read,
+            vmm_runs: watch_exec(becoming)?,
         })
+    }
+
+    /// When the VMM process became the VMM's program, if it has by now.
+    pub(crate) fn vmm_runs_since(&mut self) -> Option<SystemTime> {
+        self.vmm_runs.try_recv().ok()
     }
 
     /// Waits for the agent of a machine that boots.
@@ -210,6 +220,20 @@ impl Machine {
             _ => format!("the VMM closed its port: {said}"),
         }
     }
+}
+
+/// The VMM process holds the far end of the socket that brought its orders until it executes another
+/// program.
+fn watch_exec(becoming: StdUnixStream) -> io::Result<oneshot::Receiver<SystemTime>> {
+    becoming.set_nonblocking(true)?;
+    let mut becoming = UnixStream::from_std(becoming)?;
+    let (done, runs) = oneshot::channel();
+    tokio::spawn(async move {
+        // It says nothing: what comes is the end.
+        let _end = becoming.read(&mut [0]).await;
+        let _nobody_waits = done.send(SystemTime::now());
+    });
+    Ok(runs)
 }
 
 /// An error with its causes, on one line.

@@ -74,7 +74,7 @@ pub(super) async fn run(orders: Orders) -> io::Result<()> {
 }
 
 fn begin(config: &LaunchConfig, dir: &SandboxDir) -> crate::Result<RunRecord> {
-    let boot = BootTimes { supervisor_us: elapsed_us(config), ..BootTimes::default() };
+    let boot = BootTimes { supervisor_us: elapsed_us(config), ..config.boot };
     let record = RunRecord {
         run_id: config.run_id.clone(),
         pid: std::process::id(),

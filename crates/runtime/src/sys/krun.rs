@@ -6,7 +6,7 @@
 
 use std::{
     ffi::{CString, c_char, c_int},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, IntoRawFd},
     ptr,
 };
 
@@ -38,6 +38,7 @@ unsafe extern "C" {
         direct_io: bool,
         sync_mode: u32,
     ) -> i32;
+    fn krun_add_serial_console_default(ctx_id: u32, input_fd: c_int, output_fd: c_int) -> i32;
     fn krun_add_virtio_console_multiport(ctx_id: u32) -> i32;
     fn krun_disable_implicit_console(ctx_id: u32) -> i32;
     fn krun_disable_implicit_init(ctx_id: u32) -> i32;
@@ -48,6 +49,22 @@ const DISK_FORMAT_VMDK: u32 = 2;
 
 /// `KRUN_SYNC_FULL` of `libkrun.h`: a guest's flush reaches the host's disk.
 const SYNC_FULL: u32 = 2;
+
+/// `KRUN_LOG_LEVEL_WARN` of `libkrun.h`.
+const LOG_LEVEL_WARN: u32 = 2;
+
+/// `KRUN_LOG_STYLE_NEVER` of `libkrun.h`: no colours.
+const LOG_STYLE_NEVER: u32 = 2;
+
+/// `KRUN_LOG_OPTION_NO_ENV` of `libkrun.h`: levels are not read from the environment.
+const LOG_OPTION_NO_ENV: u32 = 1;
+
+/// libkrun's own warnings and errors go to the standard error of this process.
+pub(crate) fn log_to_stderr() -> Result<(), String> {
+    // SAFETY: plain integers; 2 is the standard error, which libkrun writes to and does not own.
+    let code = unsafe { ffi::krun_init_log(2, LOG_LEVEL_WARN, LOG_STYLE_NEVER, LOG_OPTION_NO_ENV) };
+    check("krun_init_log", code).map(drop)
+}
 
 /// A VM under construction.
 #[derive(Debug)]
@@ -160,6 +177,16 @@ impl Context {
         let code =
             unsafe { krun_add_console_port_inout(self.id, console, name.as_ptr(), agent, agent) };
         check("krun_add_console_port_inout", code).map(drop)
+    }
+
+    /// A serial port, the first, that writes to `terminal` and hears nothing.
+    pub(crate) fn add_serial_console(&self, terminal: BorrowedFd<'_>) -> Result<(), String> {
+        let copy =
+            terminal.try_clone_to_owned().map_err(|error| format!("copy a console: {error}"))?;
+        // SAFETY: -1 stands for no input; libkrun owns the output from here on, and the copy is given
+        // up to it.
+        let code = unsafe { krun_add_serial_console_default(self.id, -1, copy.into_raw_fd()) };
+        check("krun_add_serial_console_default", code).map(drop)
     }
 
     /// Becomes the VM. Comes back only when libkrun refused, with the reason.

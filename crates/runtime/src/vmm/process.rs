@@ -43,6 +43,15 @@ pub(crate) struct Vm<'a> {
     pub(crate) confinement: &'a Confinement,
 }
 
+/// A VMM process that has its orders.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    pub(crate) child: Child,
+    pub(crate) applied: Applied,
+    /// Closes when the process becomes the VMM's program.
+    pub(crate) becoming: UnixStream,
+}
+
 /// Starts the VMM process of a sandbox, confined; what it says goes to `output`.
 pub(crate) fn spawn(
     program: &Program,
@@ -50,7 +59,7 @@ pub(crate) fn spawn(
     vm: Vm<'_>,
     fds: &VmFds,
     output: OwnedFd,
-) -> io::Result<(Child, Applied)> {
+) -> io::Result<Spawned> {
     let Vm { vmm, spec, confinement } = vm;
     let (mut command, socket) = program.command(Role::Vmm, name, output)?;
     let profile = Profile { confinement: confinement.clone(), files: files::list(vmm, spec)? };
@@ -70,7 +79,7 @@ pub(crate) fn spawn(
     };
     let fds = [&fds.agent, &fds.console, &fds.monitor, &fds.memory].map(AsFd::as_fd);
     handover::send(&socket, Role::Vmm, &order, &fds)?;
-    Ok((child, applied))
+    Ok(Spawned { child, applied, becoming: socket })
 }
 
 /// The role: never returns when the VM runs.

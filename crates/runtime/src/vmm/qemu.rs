@@ -20,9 +20,7 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use microsandbox_protocol::PORT_NAME;
 
-use super::{
-    Accel, Capabilities, DiskFormat, Driver, Enter, KERNEL_COMMAND_LINE, VmFds, VmSpec, VmmKind,
-};
+use super::{Accel, Capabilities, DiskFormat, Driver, Enter, VmFds, VmSpec, VmmKind};
 
 /// QEMU at a path.
 #[derive(Debug)]
@@ -76,13 +74,12 @@ impl Enter for Qemu {
 }
 
 impl Qemu {
-    /// With KVM the guest has a better clock than the counter.
-    fn kernel_command_line(&self) -> String {
+    /// What the kernel is told of this machine. With KVM the guest has a better clock than the
+    /// counter.
+    fn kernel_words(&self) -> String {
         match (self.accel, self.tsc_khz) {
-            (Accel::Tcg, Some(khz)) => {
-                format!("{KERNEL_COMMAND_LINE} tsc_khz={khz} tsc=reliable")
-            }
-            _ => KERNEL_COMMAND_LINE.to_owned(),
+            (Accel::Tcg, Some(khz)) => format!("tsc_khz={khz} tsc=reliable"),
+            _ => String::new(),
         }
     }
 
@@ -131,7 +128,7 @@ impl Qemu {
         ]
         .map(OsString::from)
         .into();
-        args.extend(["-append".into(), self.kernel_command_line().into()]);
+        args.extend(["-append".into(), spec.command_line(&self.kernel_words()).into()]);
         args.extend(["-smp".into(), spec.vcpus.to_string().into()]);
         args.extend(["-m".into(), format!("{}M", spec.memory_mib).into()]);
         // Shared: so it is ours to read and write, and the VMM leaves it out of the state it saves.
@@ -210,6 +207,7 @@ mod tests {
             memory_mib: 256,
             kernel: "/k".into(),
             initramfs: "/i".into(),
+            arguments: String::new(),
             disks: vec![disk],
             incoming: false,
         };

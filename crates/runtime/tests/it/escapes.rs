@@ -174,8 +174,11 @@ fn with(kind: VmmKind, layers: &[Layer]) -> Result<Findings> {
     };
     let mut orders = crate::orders(dir.path(), vmm, Duration::from_secs(30))?;
     orders.name = home.display().to_string();
-    orders.guest =
-        Guest { kernel: home.join("guest/vmlinux"), initramfs: home.join("guest/initramfs.cpio") };
+    orders.guest = Guest {
+        kernel: home.join("guest/vmlinux"),
+        initramfs: home.join("guest/initramfs.cpio"),
+        arguments: String::new(),
+    };
     orders.lower = home.join("images/lower.vmdk");
     orders.confinement = Confinement { layers: layers.to_vec(), required: true };
     let runtime = tokio::runtime::Runtime::new()?;

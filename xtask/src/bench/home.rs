@@ -1,0 +1,55 @@
+//! A home of the benchmarks' own: the product as it is installed, and a small image.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    cli::SetupOptions,
+    fixtures, guest, oci,
+    process::Tool,
+    setup::{self, Installation},
+    workspace,
+};
+
+/// Name of the image.
+pub(super) const IMAGE: &str = "bench:latest";
+
+/// A home with everything that a start needs.
+#[derive(Debug)]
+pub(super) struct BenchHome {
+    pub(super) installed: Installation,
+    /// The guest kernel, as it calls itself.
+    pub(super) kernel: String,
+}
+
+impl BenchHome {
+    /// Installs, and loads the image.
+    pub(super) fn prepare() -> Result<Self> {
+        let home = workspace::target()?.join("bench-home");
+        let installed = setup::install(&SetupOptions::default(), &home)?;
+        let kernel = kernel_version(&installed.guest.join(guest::KERNEL))?;
+        let work = tempfile::tempdir().context("create a temporary folder")?;
+        let archive = work.path().join("image.tar");
+        oci::write_archive(&fixtures::busybox()?.join("busybox"), &archive)?;
+        let prepared = Self { installed, kernel };
+        prepared.msb().args(["load", "-q", "-t", IMAGE, "-i"]).arg(&archive).output()?;
+        Ok(prepared)
+    }
+
+    /// The installed program, in this home.
+    pub(super) fn msb(&self) -> Tool {
+        Tool::new(&self.installed.msb).env(crate::env::MSB_HOME, &self.installed.home)
+    }
+}
+
+/// What the kernel calls itself: the words after "Linux version" in its banner.
+fn kernel_version(kernel: &Path) -> Result<String> {
+    const BANNER: &[u8] = b"Linux version ";
+    let bytes = fs::read(kernel).with_context(|| format!("read {}", kernel.display()))?;
+    let at = bytes.windows(BANNER.len()).position(|window| window == BANNER);
+    let rest = at.map(|at| &bytes[at + BANNER.len()..]).unwrap_or_default();
+    let name: Vec<u8> =
+        rest.iter().copied().take_while(|byte| !byte.is_ascii_whitespace()).collect();
+    String::from_utf8(name).with_context(|| format!("{} has no banner", kernel.display()))
+}
