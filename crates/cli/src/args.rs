@@ -4,8 +4,9 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     commands::{
-        cp, create, doctor, exec, history, image, inspect, jobs, load, logs, ls, metrics, ping,
-        prune, pull, restart, restore, rm, run, save, shell, snapshot, start, stop, wait,
+        cp, create, doctor, exec, history, image, inspect, jobs, load, logs, ls, metrics, pause,
+        ping, prune, pull, restart, restore, resume, rm, run, save, shell, snapshot, start, stop,
+        wait,
     },
     report::ErrorFormat,
 };
@@ -48,6 +49,10 @@ pub(crate) enum Command {
     Stop(stop::Args),
     /// Stop sandboxes and start them again.
     Restart(restart::Args),
+    /// Have sandboxes stand still.
+    Pause(pause::Args),
+    /// Have sandboxes go on that stand still.
+    Resume(resume::Args),
     /// Wait until a sandbox has ended, and say why it did.
     Wait(wait::Args),
     /// Say whether a sandbox answers, and how fast.

@@ -16,11 +16,13 @@ pub(crate) mod load;
 pub(crate) mod logs;
 pub(crate) mod ls;
 pub(crate) mod metrics;
+pub(crate) mod pause;
 pub(crate) mod ping;
 pub(crate) mod prune;
 pub(crate) mod pull;
 pub(crate) mod restart;
 pub(crate) mod restore;
+pub(crate) mod resume;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod save;
@@ -47,6 +49,8 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Stop(args) => stop::run(args).await,
         Command::Restart(args) => restart::run(args).await,
         Command::Metrics(args) => metrics::run(args).await,
+        Command::Pause(args) => pause::run(args).await,
+        Command::Resume(args) => resume::run(args).await,
         Command::Ping(args) => ping::run(args).await,
         Command::Prune(args) => prune::run(args).await,
         Command::History(args) => history::run(args).await,

@@ -108,6 +108,9 @@ pub enum MicrosandboxError {
         /// What it is instead.
         status: crate::SandboxStatus,
     },
+    /// The sandbox stands still, so it can begin nothing.
+    #[error("sandbox '{0}' is paused")]
+    SandboxPaused(String),
     /// The sandbox must be stopped for this.
     #[error("sandbox '{0}' is still running")]
     SandboxStillRunning(String),
@@ -182,6 +185,7 @@ impl MicrosandboxError {
             Self::SandboxImageMissing { .. } => "sandbox_image_missing",
             Self::SandboxNotFound(_) => "sandbox_not_found",
             Self::SandboxNotRunning { .. } => "sandbox_not_running",
+            Self::SandboxPaused(_) => "sandbox_paused",
             Self::SandboxStillRunning(_) => "sandbox_still_running",
             Self::Snapshot(_) => "snapshot",
             Self::SnapshotAlreadyExists(_) => "snapshot_already_exists",
@@ -211,6 +215,7 @@ impl MicrosandboxError {
             Self::SandboxBusy(_) => Some("wait for it to finish, then try again".into()),
             Self::SandboxNotFound(_) => Some("`msb ls` shows the sandboxes there are".into()),
             Self::SandboxNotRunning { name, .. } => Some(format!("msb start {name}")),
+            Self::SandboxPaused(name) => Some(format!("msb resume {name}")),
             Self::SandboxStillRunning(name) => {
                 Some(format!("msb stop {name}, or msb rm -f {name}"))
             }
@@ -251,6 +256,10 @@ impl From<microsandbox_runtime::Error> for MicrosandboxError {
             microsandbox_runtime::Error::FileCall { ref failed } => {
                 Self::SandboxFs(FsError::new(failed, error.to_string()))
             }
+            microsandbox_runtime::Error::Incapable { action, .. } => Self::Unsupported {
+                feature: format!("to {action} a sandbox"),
+                available_when: "on QEMU, which MSB_VMM=qemu selects".into(),
+            },
             microsandbox_runtime::Error::UnknownJob { id } => Self::JobNotFound(id),
             other => Self::Runtime(other),
         }
@@ -371,6 +380,7 @@ impl ExecFailed {
             Failure::BadUser => format!("no such user or group in the guest: {object}{why}"),
             Failure::OutOfMemory => format!("{program}: the guest has no memory for it"),
             Failure::Terminal => format!("{program}: no terminal could be opened{why}"),
+            Failure::Paused => "the sandbox is paused and begins nothing".into(),
             Failure::ShuttingDown => "the sandbox is stopping and starts nothing more".into(),
             _ => format!("{program}: could not be started: {object}{why}"),
         };

@@ -219,6 +219,22 @@ impl SandboxHandle {
         Ok(Sandbox::new(self.config()?, self.dir.clone(), client, None))
     }
 
+    /// Has it stand still. See [`Sandbox::pause`].
+    ///
+    /// # Errors
+    /// As [`Sandbox::pause`]; [`MicrosandboxError::SandboxNotRunning`].
+    pub async fn pause(&self) -> MicrosandboxResult<()> {
+        self.connect().await?.pause().await
+    }
+
+    /// Has it go on. See [`Sandbox::resume`].
+    ///
+    /// # Errors
+    /// As [`SandboxHandle::pause`].
+    pub async fn resume(&self) -> MicrosandboxResult<()> {
+        self.connect().await?.resume().await
+    }
+
     /// What it uses now. See [`Sandbox::metrics`].
     ///
     /// # Errors

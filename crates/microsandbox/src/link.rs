@@ -1,6 +1,8 @@
 //! The connection to a running sandbox, and what its end means.
 
-use microsandbox_runtime::{AgentClient, Error as RuntimeError, ExitRecord, SandboxDir};
+use microsandbox_runtime::{
+    AgentClient, Error as RuntimeError, ExitRecord, SandboxDir, wire::ExecFailure,
+};
 
 use crate::MicrosandboxError;
 
@@ -19,6 +21,7 @@ impl Link {
             Some(end) if matches!(error, RuntimeError::Closed { .. }) => {
                 MicrosandboxError::SandboxEnded { name: self.name.clone(), reason: end.reason }
             }
+            _ if is_standstill(&error) => MicrosandboxError::SandboxPaused(self.name.clone()),
             _ => error.into(),
         }
     }
@@ -28,4 +31,9 @@ impl Link {
     pub(crate) fn end(&self) -> Option<ExitRecord> {
         self.client.end().cloned().or_else(|| self.dir.exit_record().ok().flatten())
     }
+}
+
+/// Whether something was refused because the sandbox stands still.
+fn is_standstill(error: &RuntimeError) -> bool {
+    matches!(error, RuntimeError::Exec { failed, .. } if failed.failure == ExecFailure::Paused)
 }

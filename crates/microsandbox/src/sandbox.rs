@@ -241,6 +241,30 @@ impl Sandbox {
         self.inner.link.client.ping().await.map_err(|error| self.inner.link.explain(error))
     }
 
+    /// Has it stand still: no processor of it runs until [`Sandbox::resume`], and no timer of its
+    /// definition. What is under way in it waits; what would begin is refused at once. A sandbox that
+    /// stands still can be stopped, killed and removed; one whose owner ends does so, too.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Unsupported`] on a VMM that cannot, [`MicrosandboxError::SandboxEnded`].
+    ///
+    /// # Cancel safety
+    /// It may stand still all the same.
+    pub async fn pause(&self) -> MicrosandboxResult<()> {
+        self.inner.link.client.pause().await.map_err(|error| self.inner.link.explain(error))
+    }
+
+    /// Has it go on after [`Sandbox::pause`].
+    ///
+    /// # Errors
+    /// As [`Sandbox::pause`].
+    ///
+    /// # Cancel safety
+    /// It may go on all the same.
+    pub async fn resume(&self) -> MicrosandboxResult<()> {
+        self.inner.link.client.resume().await.map_err(|error| self.inner.link.explain(error))
+    }
+
     /// What it uses now, in the guest and on the host.
     ///
     /// # Errors

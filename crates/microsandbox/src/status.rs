@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// ```text
 ///  Created ─start→ Starting ─ready→ Running ─stop→ Draining ─exit→ Stopped
+///                     │                │  └pause→ Paused ─resume→ Running
 ///                     └─boot failed────┴──────────── died ───────→ Crashed
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -47,6 +48,7 @@ pub(crate) fn reconcile(
         // The lock is taken before the run's record is written and freed after its end is.
         (true, None, _) | (true, _, Some(_)) => SandboxStatus::Starting,
         (true, Some(run), None) if run.stopping => SandboxStatus::Draining,
+        (true, Some(run), None) if run.paused => SandboxStatus::Paused,
         (true, Some(run), None) if run.ready_at.is_some() => SandboxStatus::Running,
         (true, Some(_), None) => SandboxStatus::Starting,
         (false, None, _) => SandboxStatus::Created,
@@ -77,6 +79,7 @@ mod tests {
             guest: None,
             confinement: None,
             stopping,
+            paused: false,
         }
     }
 
@@ -93,9 +96,10 @@ mod tests {
 
     #[test]
     fn status_follows_lock_and_records() {
-        use SandboxStatus::{Crashed, Created, Draining, Running, Starting, Stopped};
+        use SandboxStatus::{Crashed, Created, Draining, Paused, Running, Starting, Stopped};
         let stopped = || Some(exit("now", EndReason::StopRequested));
         let crashed = || Some(exit("now", EndReason::VmmCrashed { signal: 11 }));
+        let paused = |stopping| Some(RunRecord { paused: true, ..run(true, stopping) });
         let older = || Some(exit("before", EndReason::StopRequested));
         for (held, run, exit, status) in [
             (false, None, None, Created),
@@ -105,6 +109,11 @@ mod tests {
             (true, Some(run(true, false)), None, Running),
             (true, Some(run(true, false)), older(), Running),
             (true, Some(run(true, true)), None, Draining),
+            (true, paused(false), None, Paused),
+            (true, paused(false), older(), Paused),
+            (true, paused(true), None, Draining),
+            (false, paused(false), None, Crashed),
+            (false, paused(false), stopped(), Stopped),
             (true, Some(run(true, true)), stopped(), Starting),
             (false, Some(run(true, true)), stopped(), Stopped),
             (false, Some(run(true, false)), crashed(), Crashed),

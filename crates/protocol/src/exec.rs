@@ -231,6 +231,8 @@ code! {
         Terminal = 9,
         /// The guest is stopping and starts nothing more.
         ShuttingDown = 10,
+        /// The sandbox stands still.
+        Paused = 11,
     }
 }
 

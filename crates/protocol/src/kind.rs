@@ -104,6 +104,12 @@ kinds! {
     Ended = 50,
     /// Client to supervisor on stream 0: end when nothing is under way any more, [`crate::Drain`].
     Drain = 51,
+    /// Client to supervisor, opens a stream: the guest is to stand still, [`crate::Pause`].
+    Pause = 52,
+    /// Client to supervisor, opens a stream: the guest is to go on, [`crate::Resume`].
+    Resume = 53,
+    /// What became of that, the stream is over: [`crate::Concluded`].
+    Concluded = 55,
 
     /// Client to agent, opens a stream that goes on like a command's: [`crate::FileCall`].
     FileCall = 64,
@@ -140,7 +146,8 @@ impl Kind {
     pub const fn ends_stream(self) -> bool {
         matches!(
             self,
-            Self::ExecExited
+            Self::Concluded
+                | Self::ExecExited
                 | Self::ExecFailed
                 | Self::JobDetails
                 | Self::JobInfo

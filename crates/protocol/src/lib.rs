@@ -25,6 +25,7 @@ mod job;
 mod kind;
 mod message;
 mod metrics;
+mod standstill;
 
 pub use boot::{
     BootFailed, BootStage, BootTimings, Bootstrap, Disk, ExecDefaults, Held, Hold, Mount, Mounted,
@@ -57,6 +58,7 @@ pub use job::{
 pub use kind::Kind;
 pub use message::{Message, opening_window};
 pub use metrics::{Metrics, MetricsCall};
+pub use standstill::{Concluded, Outcome, Pause, Resume};
 
 /// Name of the virtio-console port that carries this protocol.
 ///

@@ -3,6 +3,7 @@
 pub(crate) mod files;
 pub(crate) mod jobs;
 mod metrics;
+mod standstill;
 
 use std::{
     collections::{HashMap, hash_map::Entry},

@@ -75,6 +75,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The VMM of a sandbox cannot do what was asked for.
+    #[error("{action} the sandbox: its VMM, {vmm}, cannot")]
+    Incapable {
+        /// Verb of the operation.
+        action: &'static str,
+        /// Which VMM it is.
+        vmm: String,
+    },
     /// Another process holds the sandbox.
     #[error("lock {}: another process holds it", path.display())]
     Locked {
@@ -115,6 +123,14 @@ pub enum Error {
         program: PathBuf,
         /// How it ended.
         ended: String,
+    },
+    /// A sandbox could not be made to stand still, or to go on. It is as it was.
+    #[error("{action} the sandbox: {detail}")]
+    Standstill {
+        /// Verb of the operation.
+        action: &'static str,
+        /// What happened.
+        detail: String,
     },
     /// The peer on a link does not speak the protocol.
     #[error("speak with the {peer}")]

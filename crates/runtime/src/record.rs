@@ -39,6 +39,9 @@ pub struct RunRecord {
     pub confinement: Option<ConfinementRecord>,
     /// An orderly end has begun.
     pub stopping: bool,
+    /// The guest stands still.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 /// When the steps of a start were done, by the host's clock: microseconds since it was asked for. A

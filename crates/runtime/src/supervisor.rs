@@ -18,6 +18,7 @@ mod limits;
 pub(crate) mod machine;
 mod relay;
 mod run;
+mod standstill;
 mod start;
 
 pub(crate) use boot::vm_spec;

@@ -74,6 +74,7 @@ const CASES: &[Case] = &[
     ("cycle", "supervisor.stopping", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
     ("cycle", "supervisor.recorded", &[(Owner, Kept), (Supervisor, Kept)]),
     ("cycle", "supervisor.unlocked", &[(Owner, Kept), (Supervisor, Kept)]),
+    ("pause", "supervisor.paused", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
     ("replace", "replace.stopped", &[(Owner, Kept)]),
     ("replace", "replace.removed", &[(Owner, Nothing)]),
     ("remove", "remove.locked", &[(Owner, Kept)]),
@@ -226,6 +227,7 @@ async fn operate(operation: &str, name: &str) -> Result<()> {
             let connected = Sandbox::get(name).await?.connect().await?;
             connected.shell("sleep 1").await?;
         }
+        "pause" => Sandbox::start(name).await?.pause().await?,
         "stop" => Sandbox::get(name).await?.connect().await?.stop().await?,
         "replace" => drop(sandbox(name).replace().create().await?),
         "remove" => Sandbox::remove(name).await?,

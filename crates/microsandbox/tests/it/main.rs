@@ -13,6 +13,7 @@ mod kills;
 mod lifecycle;
 mod limits;
 mod metrics;
+mod pauses;
 mod snapshots;
 mod stuck;
 mod templates;
@@ -88,6 +89,7 @@ fn trials() -> Vec<Trial> {
         lifecycle::trials(),
         limits::trials(),
         metrics::trials(),
+        pauses::trials(),
         stuck::trials(),
         templates::trials(),
         snapshots::trials(),

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    BootFailed, Bootstrap, Credit, Ended, Exec, ExecExited, ExecFailed, ExecStarted, FileCall,
-    Frame, FrameDecoder, Hello, JobAttached, JobCall, JobDetails, JobInfo, Jobs, LimitedExec,
-    MAX_FRAME_LEN, Message, Ready, Resize, Shutdown, Signal, StdinClosed, Unsupported, Welcome,
+    BootFailed, Bootstrap, Concluded, Credit, Ended, Exec, ExecExited, ExecFailed, ExecStarted,
+    FileCall, Frame, FrameDecoder, Hello, JobAttached, JobCall, JobDetails, JobInfo, Jobs,
+    LimitedExec, MAX_FRAME_LEN, Message, Ready, Resize, Shutdown, Signal, StdinClosed, Unsupported,
+    Welcome,
 };
 use proptest::prelude::*;
 
@@ -21,6 +22,7 @@ fn read_as_everything(frame: &Frame) {
     for read in [
         read::<BootFailed>,
         read::<Bootstrap>,
+        read::<Concluded>,
         read::<Credit>,
         read::<Ended>,
         read::<Exec>,

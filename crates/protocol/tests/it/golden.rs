@@ -7,14 +7,15 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    BootFailed, BootStage, BootTimings, Bootstrap, Credit, Detach, Disk, Drain, Ended, Exec,
-    ExecDefaults, ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus,
+    BootFailed, BootStage, BootTimings, Bootstrap, Concluded, Credit, Detach, Disk, Drain, Ended,
+    Exec, ExecDefaults, ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus,
     FileAttributes, FileCall, FileEntry, FileFailed, FileFailure, FileKind, FileMetadata,
     FileOperation, Frame, FrameDecoder, Held, Hello, Hold, JobAttached, JobCall, JobDetail,
     JobDetails, JobEnd, JobGap, JobInfo, JobOperation, JobUnknown, Jobs, Kill, Kind, LimitedExec,
-    Message, Metrics, MetricsCall, Mount, Mounted, PathBytes, Ping, Pong, Program, Ready, Rebirth,
-    Release, Resize, Rlimit, RlimitResource, Root, Shutdown, Signal, StdinClosed, StdinMode, Stop,
-    Stopped, TerminalSize, Timestamp, Unsupported, Upper, Usage, Welcome, WriteMode, to_record,
+    Message, Metrics, MetricsCall, Mount, Mounted, Outcome, PathBytes, Pause, Ping, Pong, Program,
+    Ready, Rebirth, Release, Resize, Resume, Rlimit, RlimitResource, Root, Shutdown, Signal,
+    StdinClosed, StdinMode, Stop, Stopped, TerminalSize, Timestamp, Unsupported, Upper, Usage,
+    Welcome, WriteMode, to_record,
 };
 
 /// Every kind with the frames that show its body: hexadecimal digits, blanks only for reading.
@@ -193,6 +194,16 @@ const GOLDEN: &[(Kind, &[&str])] = &[
              027b7d"],
     ),
     (Kind::Drain, &["06000000 00000000 33 00"]),
+    (Kind::Pause, &["06000000 01000000 34 00"]),
+    (Kind::Resume, &["06000000 01000000 35 00"]),
+    (
+        Kind::Concluded,
+        &[
+            "07000000 01000000 37 00 00",
+            "0c000000 01000000 37 00 01046c617465",
+            "0f000000 01000000 37 00 02076c69626b72756e",
+        ],
+    ),
     (
         Kind::FileCall,
         &[
@@ -413,6 +424,11 @@ fn messages_of_the_link_keep_their_bytes() {
     check(0, 0, &Welcome { first_stream: 1 << 20, stream_count: 1 << 20, ready: ready() });
     check(0, 0, &Stop { timeout_ms: 10_000 });
     check(0, 0, &Drain {});
+    check(0, 1, &Pause {});
+    check(0, 1, &Resume {});
+    check(0, 1, &Concluded { outcome: Outcome::Done });
+    check(1, 1, &Concluded { outcome: Outcome::Failed { detail: text("late") } });
+    check(2, 1, &Concluded { outcome: Outcome::Unsupported { vmm: text("libkrun") } });
     check(0, 0, &Ended { exit_record: text("{}") });
 }
 
@@ -631,7 +647,7 @@ fn bulk_keeps_its_bytes() {
 #[test]
 fn codes_keep_their_bytes() {
     let failures: Vec<u8> = ExecFailure::ALL.iter().map(|code| u8::from(*code)).collect();
-    assert_eq!(failures, (0..=10).collect::<Vec<u8>>());
+    assert_eq!(failures, (0..=11).collect::<Vec<u8>>());
     let stages: Vec<u8> = BootStage::ALL.iter().map(|code| u8::from(*code)).collect();
     assert_eq!(stages, (0..=9).collect::<Vec<u8>>());
     let limits: Vec<u8> = RlimitResource::ALL.iter().map(|code| u8::from(*code)).collect();

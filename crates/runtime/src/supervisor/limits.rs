@@ -16,6 +16,8 @@ pub(super) struct Limits {
     idle_timeout: Option<Duration>,
     idle_since: Option<Instant>,
     latest: Option<Instant>,
+    /// What was left of the longest time when the clock was stopped.
+    left: Option<Duration>,
     draining: bool,
 }
 
@@ -23,13 +25,26 @@ impl Limits {
     /// The clock starts now. A time beyond what the clock can say is none.
     pub(super) fn new(idle_timeout: Option<Duration>, max_duration: Option<Duration>) -> Self {
         let latest = max_duration.and_then(|time| Instant::now().checked_add(time));
-        Self { idle_timeout, idle_since: None, latest, draining: false }
+        Self { idle_timeout, idle_since: None, latest, left: None, draining: false }
     }
 
     /// From now on idleness ends the sandbox, on request.
     pub(super) fn drain(&mut self) {
         self.draining = true;
         self.idle_timeout = Some(DRAIN_PAUSE);
+    }
+
+    /// Stops the clock.
+    pub(super) fn suspend(&mut self) {
+        self.idle_since = None;
+        if let Some(latest) = self.latest.take() {
+            self.left = Some(latest.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// Lets the clock go on.
+    pub(super) fn go_on(&mut self) {
+        self.latest = self.latest.or_else(|| Instant::now().checked_add(self.left.take()?));
     }
 
     /// Takes note of whether anything is under way.
@@ -85,6 +100,20 @@ mod tests {
             let seen = limits.deadline().map(|_| limits.is_idleness());
             assert_eq!(seen, idleness, "{idle:?} {longest:?}");
         }
+    }
+
+    #[test]
+    fn a_stopped_clock_loses_nothing() {
+        let mut limits = Limits::new(Some(SECOND), Some(3600 * SECOND));
+        limits.observe(true);
+        limits.suspend();
+        assert_eq!(limits.deadline(), None);
+        limits.suspend();
+        limits.go_on();
+        let left = limits.deadline().unwrap() - Instant::now();
+        assert!(left > 3590 * SECOND && left <= 3600 * SECOND && !limits.is_idleness());
+        limits.go_on();
+        assert!(limits.deadline().is_some());
     }
 
     #[test]

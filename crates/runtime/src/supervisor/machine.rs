@@ -23,7 +23,7 @@ use tokio::{
 
 use super::console::{BoundedLog, Tail, follow};
 use crate::{
-    Applied, BootStep, EndReason, Program,
+    Applied, BootStep, EndReason, Program, VmmKind,
     checkpoint::Checkpoint,
     link::{FrameReader, FrameSender},
     vmm::{
@@ -41,6 +41,8 @@ pub(crate) struct Machine {
     pub(crate) confined: Applied,
     pub(crate) port: FrameReader<OwnedReadHalf>,
     pub(crate) agent: FrameSender,
+    /// Which VMM.
+    pub(crate) vmm: VmmKind,
     /// The VMM's monitor, where the driver has one.
     pub(crate) qmp: Option<Qmp>,
     /// The guest's memory, where the driver can save and restore it.
@@ -89,6 +91,7 @@ impl Machine {
             confined,
             port: FrameReader::new(input, "agent"),
             agent: FrameSender::start(output),
+            vmm: vm.vmm.kind,
             qmp: driver.has_monitor().then(|| Qmp::open(monitor.into())).transpose()?,
             memory: Arc::new(memory),
             console,

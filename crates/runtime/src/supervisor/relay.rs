@@ -6,9 +6,9 @@
 use std::{collections::HashMap, time::Duration};
 
 use microsandbox_protocol::{
-    Credit, Drain, Ended, Exec, ExecFailed, ExecFailure, ExecStarted, Frame, JobAttached, Kill,
-    Kind, LimitedExec, Message, Metrics, MetricsCall, Ping, Pong, Ready, SendWindow, Stop,
-    StreamId, Unsupported, Welcome, opening_window,
+    Concluded, Credit, Drain, Ended, Exec, ExecFailed, ExecFailure, ExecStarted, Frame,
+    JobAttached, Kill, Kind, LimitedExec, Message, Metrics, MetricsCall, Outcome, Ping, Pong,
+    Ready, SendWindow, Stop, StreamId, Unsupported, Welcome, opening_window,
 };
 use tokio::{
     io::AsyncWrite,
@@ -16,6 +16,7 @@ use tokio::{
     time::timeout,
 };
 
+use super::standstill::Want;
 use crate::{ExecContent, exec_log::ExecLog, link::FrameSender};
 
 /// Number of a client among those connected; its streams are `id << 16 ..`.
@@ -50,6 +51,8 @@ pub(super) struct Relay {
     last_client: ClientId,
     /// Nothing more is to be begun.
     draining: bool,
+    /// The guest stands still, and answers nothing.
+    paused: bool,
     streams: HashMap<StreamId, Stream>,
     /// None when it could not be begun.
     log: Option<ExecLog>,
@@ -78,6 +81,8 @@ struct Stream {
 pub(super) enum Wish {
     /// Begin nothing more, and end when all that is under way has ended.
     Drain,
+    /// Stand still or go on; the answer goes to that stream.
+    Standstill(Want, StreamId),
     /// End.
     Stop(Stop),
 }
@@ -104,7 +109,7 @@ pub(super) enum GuestNews {
 impl Relay {
     pub(super) fn new(agent: FrameSender, ready: Ready, log: Option<ExecLog>) -> Self {
         let (clients, streams) = (HashMap::new(), HashMap::new());
-        Self { agent, ready, clients, last_client: 0, draining: false, streams, log }
+        Self { agent, ready, clients, last_client: 0, draining: false, paused: false, streams, log }
     }
 
     /// Writes the log of commands to its end.
@@ -134,6 +139,19 @@ impl Relay {
         sender.send(welcome.to_frame(0));
         self.clients.insert(free, Client { sender, writer, reader: None });
         Some(free)
+    }
+
+    /// Whether what would wait for the guest is refused, because it stands still.
+    pub(super) fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// Tells a client what became of its wish.
+    pub(super) fn conclude(&self, stream: StreamId, outcome: Outcome) {
+        // One that has hung up does not want to know.
+        if let Some(client) = self.clients.get(&owner(stream)) {
+            client.sender.send(Concluded { outcome }.to_frame(stream));
+        }
     }
 
     /// Whether nobody has anything under way in the guest.
@@ -206,11 +224,18 @@ impl Relay {
         }
         let malformed = |_| ClientLied("a malformed body");
         let kind = Kind::from_byte(frame.kind);
-        if self.draining && kind.is_some_and(Kind::begins_work) {
-            self.refuse_to_begin(client, frame.stream);
+        let begins = kind.is_some_and(Kind::begins_work);
+        if self.paused && (begins || kind == Some(Kind::MetricsCall)) {
+            self.refuse(client, frame.stream, ExecFailure::Paused);
+            return Ok(None);
+        }
+        if self.draining && begins {
+            self.refuse(client, frame.stream, ExecFailure::ShuttingDown);
             return Ok(None);
         }
         match kind {
+            Some(Kind::Pause) => return Ok(Some(Wish::Standstill(Want::Pause, frame.stream))),
+            Some(Kind::Resume) => return Ok(Some(Wish::Standstill(Want::Resume, frame.stream))),
             Some(Kind::Exec) => {
                 let exec = Exec::from_frame(&frame).map_err(malformed)?;
                 self.open_stream(client, frame.stream, exec.window)?;
@@ -290,9 +315,8 @@ impl Relay {
         Ok(None)
     }
 
-    fn refuse_to_begin(&self, client: ClientId, stream: StreamId) {
+    fn refuse(&self, client: ClientId, stream: StreamId, failure: ExecFailure) {
         if let Some(client) = self.clients.get(&client) {
-            let failure = ExecFailure::ShuttingDown;
             let refusal = ExecFailed { failure, errno: 0, object: String::new() };
             client.sender.send(refusal.to_frame(stream));
         }

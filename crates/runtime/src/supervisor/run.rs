@@ -24,6 +24,7 @@ use super::{
     limits::Limits,
     machine::{Machine, PANIC},
     relay::{ClientId, GuestNews, Relay, Wish},
+    standstill::{Settled, Standstill},
     start::Source,
 };
 use crate::{
@@ -88,6 +89,7 @@ fn begin(config: &LaunchConfig, dir: &SandboxDir) -> crate::Result<RunRecord> {
         guest: None,
         confinement: None,
         stopping: false,
+        paused: false,
     };
     dir.reserve_records()?;
     dir.remove_socket()?;
@@ -179,6 +181,7 @@ struct Session<'a> {
     limits: Limits,
     /// The guest has been asked whether detached jobs run, and has not answered.
     asked_if_idle: bool,
+    standstill: Standstill,
     stopping: Option<Stopping>,
 }
 
@@ -214,6 +217,7 @@ impl<'a> Session<'a> {
             to_session,
             limits,
             asked_if_idle: false,
+            standstill: Standstill::default(),
             stopping: None,
         })
     }
@@ -226,7 +230,8 @@ impl<'a> Session<'a> {
         masters: &mut Masters,
     ) -> (EndReason, bool) {
         loop {
-            self.limits.observe(self.relay.is_idle() && !self.asked_if_idle);
+            let counts = !self.asked_if_idle && !self.standstill.is_paused();
+            self.limits.observe(self.relay.is_idle() && counts);
             let deadline = match &self.stopping {
                 Some(stopping) => Some(stopping.deadline),
                 None => self.limits.deadline(),
@@ -261,6 +266,7 @@ impl<'a> Session<'a> {
                     };
                     match wish {
                         Some(Wish::Drain) => {
+                            self.go_on(machine, record);
                             self.limits.drain();
                             self.note_stopping(record);
                         }
@@ -271,9 +277,15 @@ impl<'a> Session<'a> {
                             let timeout = Duration::from_millis(u64::from(timeout_ms));
                             self.begin_stop(EndReason::StopRequested, timeout, machine, record);
                         }
+                        Some(Wish::Standstill(want, asker)) => {
+                            if let Some(settled) = self.standstill.begin(want, asker, machine) {
+                                self.relay.conclude(settled.asker, settled.outcome);
+                            }
+                        }
                         None => {}
                     }
                 },
+                settled = self.standstill.settled() => self.settle(settled, record),
                 accepted = self.listener.accept() => match accepted {
                     Ok((socket, _)) => self.welcome(socket),
                     Err(error) => tracing::warn!(%error, "accept a client"),
@@ -330,6 +342,37 @@ impl<'a> Session<'a> {
         self.relay.set_reader(client, reader.abort_handle());
     }
 
+    /// Does what follows from a wish that was seen to, and answers it.
+    fn settle(&mut self, settled: Settled, record: &mut RunRecord) {
+        self.note_paused(record);
+        self.relay.conclude(settled.asker, settled.outcome);
+    }
+
+    /// Lets a machine that stands still go on, so that it can end.
+    fn go_on(&mut self, machine: &Machine, record: &mut RunRecord) {
+        self.standstill.let_go(machine);
+        self.note_paused(record);
+    }
+
+    /// Makes clients, timers and the record follow the machine.
+    fn note_paused(&mut self, record: &mut RunRecord) {
+        let paused = self.standstill.is_paused();
+        if paused == record.paused {
+            return;
+        }
+        self.relay.set_paused(paused);
+        if paused {
+            self.limits.suspend();
+        } else {
+            self.limits.go_on();
+        }
+        record.paused = paused;
+        self.write_record(record);
+        if paused {
+            step::reached("supervisor.paused");
+        }
+    }
+
     /// Begins an orderly end, or brings forward the deadline of one under way.
     fn begin_stop(
         &mut self,
@@ -344,6 +387,7 @@ impl<'a> Session<'a> {
             return;
         }
         tracing::info!(%reason, "stopping");
+        self.go_on(machine, record);
         // The rest of the time is for syncing and unmounting.
         let grace_ms = u32::try_from((timeout / 2).as_millis()).unwrap_or(u32::MAX);
         machine.agent.send(Shutdown { grace_ms }.to_frame(0));
@@ -354,6 +398,10 @@ impl<'a> Session<'a> {
 
     fn note_stopping(&self, record: &mut RunRecord) {
         record.stopping = true;
+        self.write_record(record);
+    }
+
+    fn write_record(&self, record: &RunRecord) {
         if let Err(error) = self.dir.write_run_record(record) {
             tracing::error!(%error, "run record");
         }
