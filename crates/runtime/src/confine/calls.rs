@@ -136,13 +136,14 @@ fn new_processes() -> List {
     list
 }
 
-/// What a VMM may ask of `prctl(2)`: names of threads, its own further confinement, and the label
-/// that newer C libraries give their memory.
+/// What a VMM may ask of `prctl(2)`: names of threads, its own further confinement, to hear
+/// early of broken memory, and the label that newer C libraries give theirs.
 const PRCTL: &[libc::c_int] = &[
     libc::PR_SET_NAME,
     libc::PR_SET_TIMERSLACK,
     libc::PR_SET_NO_NEW_PRIVS,
     libc::PR_SET_SECCOMP,
+    libc::PR_MCE_KILL,
     libc::PR_SET_VMA,
 ];
 
