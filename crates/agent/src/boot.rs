@@ -23,7 +23,7 @@ use nix::errno::Errno;
 
 use crate::error::Error;
 
-pub(crate) use identity::Identity;
+pub(crate) use identity::{Identity, set_clock};
 pub(crate) use pseudo::prepare;
 
 /// Result of one step of the boot.
@@ -58,7 +58,7 @@ pub(crate) fn become_sandbox(
 ) -> Step<(OwnedFd, Identity)> {
     // First: nothing may draw random numbers that a sibling from the same template draws too.
     identity::seed(&bootstrap.entropy)?;
-    identity::set_clock(bootstrap.wall_clock)?;
+    set_clock(bootstrap.wall_clock)?;
     let mounted = match mounted {
         Some(mounted) if mounted.root == bootstrap.root => mounted,
         Some(_) => return Err(failed(BootStage::MountLower, "another root")(Errno::EBUSY)),

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use microsandbox_protocol::{
-    ExecDefaults, Frame, FrameDecoder, Kind, Message, Ping, Pong, Ready, Rebirth, Shutdown,
-    Unsupported,
+    ExecDefaults, Frame, FrameDecoder, Kind, Message, Ping, Pong, Ready, Rebirth, SetClock,
+    Shutdown, Timestamp, Unsupported,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::boot::{self, Identity};
 use crate::cgroup::Cgroups;
+use crate::console;
 use crate::error::Error;
 use crate::exec::{Engine, Ground, Whom};
 use crate::link::{Inbox, Outbox};
@@ -169,6 +170,10 @@ impl Agent {
                 Ok(rebirth) => self.be_reborn(&rebirth),
                 Err(_) => self.outbox.control(0, &Unsupported { kind: frame.kind }),
             },
+            (Some(Kind::SetClock), 0) => match SetClock::from_frame(&frame) {
+                Ok(SetClock { wall_clock }) => self.set_clock(wall_clock),
+                Err(_) => self.outbox.control(0, &Unsupported { kind: frame.kind }),
+            },
             _ => self.engine.handle(frame),
         }
     }
@@ -183,6 +188,14 @@ impl Agent {
             Err(error) => self.outbox.control(0, &boot::failure(&error)),
         }
         self.outbox.release();
+    }
+
+    fn set_clock(&self, now: Timestamp) {
+        if self.scope == Scope::Machine
+            && let Err(error) = boot::set_clock(now)
+        {
+            console::report(&error);
+        }
     }
 
     fn shut_down(&mut self, grace_ms: u32) {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Ready, StreamId};
+use crate::{Ready, StreamId, Timestamp};
 
 /// End every session (TERM, then KILL after the grace), sync, remount read-only, power off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,13 @@ pub struct Stopped {}
 /// Begin nothing more, and end the sandbox when all that is under way has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drain {}
+
+/// Set the wall clock: the host has slept, its clock was set, or the guest stood still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetClock {
+    /// The time it is.
+    pub wall_clock: Timestamp,
+}
 
 /// Answer with the same token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -27,7 +27,7 @@ macro_rules! kinds {
     };
 }
 
-// Order is numerical: link, life, control of streams, bulk, relay, files, jobs, metrics.
+// Order is numerical: link, life, control of streams, bulk, relay, files, jobs, metrics, clock.
 kinds! {
     /// First frame of each end: [`crate::Hello`], a fixed layout.
     Hello = 1,
@@ -129,6 +129,8 @@ kinds! {
     MetricsCall = 80,
     /// What the guest uses, the stream is over: [`crate::Metrics`].
     Metrics = 81,
+    /// Host to agent on stream 0: the wall clock is to be this, [`crate::SetClock`].
+    SetClock = 82,
 }
 
 impl Kind {

@@ -32,7 +32,8 @@ pub use boot::{
     Ready, Rebirth, Release, Root, Timestamp, Upper,
 };
 pub use control::{
-    Credit, Detach, Drain, Ended, Kill, Ping, Pong, Shutdown, Stop, Stopped, Unsupported, Welcome,
+    Credit, Detach, Drain, Ended, Kill, Ping, Pong, SetClock, Shutdown, Stop, Stopped, Unsupported,
+    Welcome,
 };
 pub use credit::{ReceiveWindow, SendWindow, WindowExceeded};
 pub use error::Error;

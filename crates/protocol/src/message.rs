@@ -89,6 +89,7 @@ message!(
     Release,
     Resize,
     Resume,
+    SetClock,
     Shutdown,
     Signal,
     StdinClosed,

@@ -31,7 +31,7 @@ pub(super) fn seed(entropy: &[u8]) -> Step<()> {
 }
 
 /// Sets the wall clock.
-pub(super) fn set_clock(now: Timestamp) -> Step<()> {
+pub(crate) fn set_clock(now: Timestamp) -> Step<()> {
     let time = TimeSpec::new(now.seconds, now.nanoseconds.into());
     clock_settime(ClockId::CLOCK_REALTIME, time).map_err(failed(BootStage::Clock, "CLOCK_REALTIME"))
 }

@@ -13,9 +13,9 @@ use microsandbox_protocol::{
     FileOperation, Frame, FrameDecoder, Held, Hello, Hold, JobAttached, JobCall, JobDetail,
     JobDetails, JobEnd, JobGap, JobInfo, JobOperation, JobUnknown, Jobs, Kill, Kind, LimitedExec,
     Message, Metrics, MetricsCall, Mount, Mounted, Outcome, PathBytes, Pause, Ping, Pong, Program,
-    Ready, Rebirth, Release, Resize, Resume, Rlimit, RlimitResource, Root, Shutdown, Signal,
-    StdinClosed, StdinMode, Stop, Stopped, TerminalSize, Timestamp, Unsupported, Upper, Usage,
-    Welcome, WriteMode, to_record,
+    Ready, Rebirth, Release, Resize, Resume, Rlimit, RlimitResource, Root, SetClock, Shutdown,
+    Signal, StdinClosed, StdinMode, Stop, Stopped, TerminalSize, Timestamp, Unsupported, Upper,
+    Usage, Welcome, WriteMode, to_record,
 };
 
 /// Every kind with the frames that show its body: hexadecimal digits, blanks only for reading.
@@ -303,6 +303,11 @@ const GOLDEN: &[(Kind, &[&str])] = &[
         &["12000000 01000000 51 00 \
              ac0201020304050607ac0209"],
     ),
+    (
+        Kind::SetClock,
+        &["0c000000 00000000 52 00 \
+             80c49fd50c05"],
+    ),
 ];
 
 fn unhex(text: &str) -> Vec<u8> {
@@ -588,7 +593,7 @@ fn messages_of_jobs_keep_their_bytes() {
 }
 
 #[test]
-fn messages_of_metrics_keep_their_bytes() {
+fn messages_of_metrics_and_the_clock_keep_their_bytes() {
     check(0, 1, &MetricsCall {});
     let metrics = Metrics {
         uptime_ms: 300,
@@ -603,6 +608,8 @@ fn messages_of_metrics_keep_their_bytes() {
         commands: 9,
     };
     check(0, 1, &metrics);
+    let wall_clock = Timestamp { seconds: 1_700_000_000, nanoseconds: 5 };
+    check(0, 0, &SetClock { wall_clock });
 }
 
 /// Records and failures go as bytes of a stream, not as frames.
