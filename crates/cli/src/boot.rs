@@ -1,6 +1,9 @@
 //! Bringing a sandbox up with the user looking on: progress, interruption, and what it runs on.
 
-use microsandbox::{Accel, RunInfo, Sandbox, SandboxConfig, SandboxHandle};
+use microsandbox::{
+    Accel, MicrosandboxResult, PullProgressHandle, RunInfo, Sandbox, SandboxConfig, SandboxHandle,
+};
+use tokio::task::JoinHandle;
 
 use crate::{
     interrupt::{Interrupt, Interrupts},
@@ -27,10 +30,27 @@ pub(crate) async fn create(
     quiet: bool,
     interrupts: &mut Interrupts,
 ) -> anyhow::Result<Sandbox> {
-    let (mut progress, mut task) = match life {
+    let creation = match life {
         Life::Attached => Sandbox::create_with_pull_progress(config),
         Life::Detached => Sandbox::create_detached_with_pull_progress(config),
     };
+    follow(creation, quiet, interrupts).await
+}
+
+/// Defines a sandbox that is started later; interrupted as [`create`] is.
+pub(crate) async fn define(
+    config: SandboxConfig,
+    quiet: bool,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<SandboxHandle> {
+    follow(Sandbox::define_with_pull_progress(config), quiet, interrupts).await
+}
+
+async fn follow<T>(
+    (mut progress, mut task): (PullProgressHandle, JoinHandle<MicrosandboxResult<T>>),
+    quiet: bool,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<T> {
     let view = PullView::new(quiet);
     let interrupt: Interrupt = loop {
         tokio::select! {

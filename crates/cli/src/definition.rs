@@ -1,5 +1,7 @@
 //! What `run` and `create` take to define a sandbox.
 
+use std::time::Duration;
+
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use microsandbox::{
@@ -64,6 +66,12 @@ pub(crate) struct Options {
     /// When to ask the registry for the image
     #[arg(long, value_enum, default_value_t = Pull::IfMissing)]
     pull: Pull,
+    /// Take the name from a sandbox that has it, which is stopped and removed
+    #[arg(long)]
+    replace: bool,
+    /// As --replace, with the time that sandbox gets to end in order; 0s kills it at once
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    replace_with_timeout: Option<Duration>,
     /// Show no progress and no notes
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -142,6 +150,12 @@ impl Options {
         }
         if let Some(disk) = self.disk {
             builder = builder.oci_upper_size(disk);
+        }
+        if self.replace {
+            builder = builder.replace();
+        }
+        if let Some(time) = self.replace_with_timeout {
+            builder = builder.replace_with_timeout(time);
         }
         if let Some(workdir) = self.workdir {
             builder = builder.workdir(workdir);

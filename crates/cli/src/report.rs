@@ -116,8 +116,8 @@ pub(crate) fn write_failures_as(format: ErrorFormat) {
 
 fn describe_as_json(error: &anyhow::Error) -> String {
     let facade = facade_error(error);
-    let console_tail = match facade {
-        Some(MicrosandboxError::BootStart { err, .. }) => Some(&err.console_tail),
+    let boot = match facade {
+        Some(MicrosandboxError::BootStart { err, .. }) => Some(err),
         _ => None,
     };
     let told = json!({
@@ -126,7 +126,9 @@ fn describe_as_json(error: &anyhow::Error) -> String {
             "message": message(error),
             "hint": facade.and_then(MicrosandboxError::hint),
             "exit_code": exit_code(error),
-            "console_tail": console_tail,
+            "stage": boot.map(|err| err.stage.name()),
+            "errno": boot.and_then(|err| err.errno),
+            "console_tail": boot.map(|err| &err.console_tail),
         }
     });
     format!("{told}\n")
@@ -219,11 +221,17 @@ mod tests {
             t: String::new(),
             stage: BootErrorStage::Kernel,
             message: "booting the guest kernel: it stopped".into(),
+            errno: Some(5),
             console_tail: console,
             hint: Some("try".into()),
         };
-        let error = MicrosandboxError::BootStart { name: "a".into(), err: Box::new(err) };
-        let text = describe(&error.into());
+        let error = MicrosandboxError::BootStart { name: "a".into(), err: Box::new(err) }.into();
+        let told: serde_json::Value = serde_json::from_str(&describe_as_json(&error)).unwrap();
+        assert_eq!(
+            (&told["error"]["stage"], &told["error"]["errno"]),
+            (&"kernel".into(), &5.into())
+        );
+        let text = describe(&error);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[0],

@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     BootMode, IntoImage, Mebibytes, MicrosandboxResult, PullPolicy, RootfsSource, Sandbox,
-    SandboxConfig,
+    SandboxConfig, SandboxHandle,
     create::{self, Mode, PullProgressHandle},
 };
 
@@ -175,6 +175,17 @@ impl SandboxBuilder {
     pub fn build(self) -> MicrosandboxResult<SandboxConfig> {
         self.config.validate()?;
         Ok(self.config)
+    }
+
+    /// Defines the sandbox and does not start it. See [`Sandbox::define`].
+    ///
+    /// # Errors
+    /// As [`Sandbox::define`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future undoes what was done.
+    pub async fn define(self) -> MicrosandboxResult<SandboxHandle> {
+        Sandbox::define(self.build()?).await
     }
 
     /// Creates and starts the sandbox; it ends with this process.

@@ -1,11 +1,17 @@
 //! Making a sandbox, and undoing all of it when a step fails.
 
-use std::{fs::File, io::Read, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::Read,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
-use microsandbox_db::{Catalogue, NewSandbox, SandboxRow};
+use microsandbox_db::{Catalogue, NewSandbox, SandboxId, SandboxRow};
 use microsandbox_image::{Image, Progress, PullProgress, Silent, ext4};
 use microsandbox_runtime::{
-    AgentClient, LaunchConfig, SandboxDir, SandboxLock, launch, step, wire::ExecDefaults,
+    AgentClient, LaunchConfig, LockMark, SandboxDir, SandboxLock, launch, step, wire::ExecDefaults,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -16,6 +22,7 @@ use crate::{
     BootMode, MicrosandboxError, MicrosandboxResult, Sandbox, SandboxConfig, SandboxHandle,
     clock::StartClock,
     config::STOP_TIMEOUT,
+    handle::in_use,
     history,
     home::{Home, Machinery},
     image,
@@ -36,6 +43,9 @@ pub(crate) enum Mode {
 /// Longest boot. Emulated on a busy machine it takes seconds; what takes minutes does not come.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Longest wait for a name that is neither free nor in the catalogue, which takes milliseconds.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+
 const RANDOM: &str = "/dev/urandom";
 
 /// Receives what a pull tells while a sandbox is created.
@@ -55,13 +65,24 @@ pub(crate) fn with_progress(
     config: SandboxConfig,
     mode: Mode,
 ) -> (PullProgressHandle, JoinHandle<MicrosandboxResult<Sandbox>>) {
+    let (progress, events) = progress();
+    (events, tokio::spawn(create(config, mode, progress)))
+}
+
+pub(crate) fn define_with_progress(
+    config: SandboxConfig,
+) -> (PullProgressHandle, JoinHandle<MicrosandboxResult<SandboxHandle>>) {
+    let (progress, events) = progress();
+    (events, tokio::spawn(define_only(config, progress)))
+}
+
+fn progress() -> (Arc<dyn Progress>, PullProgressHandle) {
     let (sender, events) = mpsc::unbounded_channel();
     let progress = Arc::new(move |event| {
         // A caller that dropped the handle does not want to know.
         let _unheard = sender.send(event);
     });
-    let task = tokio::spawn(create(config, mode, progress));
-    (PullProgressHandle { events }, task)
+    (progress, PullProgressHandle { events })
 }
 
 pub(crate) async fn create_silently(
@@ -82,51 +103,104 @@ async fn create(
 ) -> MicrosandboxResult<Sandbox> {
     config.validate()?;
     let home = Home::from_env()?;
+    let half_made = Arc::new(HalfMade::new(progress));
+    undone_on_failure(Arc::clone(&half_made), async move {
+        let mut clock = StartClock::start();
+        home.ensure()?;
+        let machinery = home.machinery().await?;
+        clock.times.found_us = clock.elapsed_us();
+        let defined = define(&home, config, clock, &half_made).await?;
+        let Defined { config, image, catalogue, id, dir, lock, clock } = defined;
+        let sandbox = boot((&machinery, clock), &image, config, (dir, lock)).await?;
+        step::reached("create.booted");
+        if !sandbox.config().ephemeral {
+            catalogue.keep_sandbox(id).await?;
+        }
+        step::reached("create.kept");
+        settle(sandbox, mode).await
+    })
+    .await
+}
+
+pub(crate) async fn define_silently(config: SandboxConfig) -> MicrosandboxResult<SandboxHandle> {
+    define_only(config, Arc::new(Silent)).await
+}
+
+/// Defines a sandbox and does not start it. As [`create`] in all else.
+async fn define_only(
+    config: SandboxConfig,
+    progress: Arc<dyn Progress>,
+) -> MicrosandboxResult<SandboxHandle> {
+    config.validate()?;
+    if config.ephemeral {
+        let message = "an ephemeral sandbox exists only while it runs: it cannot be just defined";
+        return Err(MicrosandboxError::InvalidConfig(message.into()));
+    }
+    let home = Home::from_env()?;
+    let half_made = Arc::new(HalfMade::new(progress));
+    undone_on_failure(Arc::clone(&half_made), async move {
+        home.ensure()?;
+        let defined = define(&home, config, StartClock::start(), &half_made).await?;
+        defined.catalogue.keep_sandbox(defined.id).await?;
+        drop(defined.lock);
+        SandboxHandle::find(&home, &defined.config.name).await
+    })
+    .await
+}
+
+/// Does `work` on a task of its own. It is undone when it fails and when the caller gives it up.
+async fn undone_on_failure<T: Send + 'static>(
+    half_made: Arc<HalfMade>,
+    work: impl Future<Output = MicrosandboxResult<T>> + Send + 'static,
+) -> MicrosandboxResult<T> {
     let (wanted, unwanted) = oneshot::channel::<()>();
     let task = tokio::spawn(async move {
-        let mut half_made = HalfMade::default();
         let made = tokio::select! {
-            made = make(&home, config, mode, &*progress, &mut half_made) => made,
+            made = work => made,
             _ = unwanted => Err(MicrosandboxError::InvalidConfig("creation was given up".into())),
         };
-        match made {
-            Ok(sandbox) => Ok(sandbox),
-            Err(error) => {
-                half_made.undo().await;
-                Err(error)
-            }
+        if made.is_err() {
+            half_made.undo().await;
         }
+        made
     });
     let made = task.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     drop(wanted);
     made
 }
 
-async fn make(
+/// A sandbox that is in the catalogue and has a disk. This process holds it.
+#[derive(Debug)]
+struct Defined {
+    config: SandboxConfig,
+    image: Image,
+    catalogue: Catalogue,
+    id: SandboxId,
+    dir: SandboxDir,
+    lock: SandboxLock,
+    clock: StartClock,
+}
+
+async fn define(
     home: &Home,
     mut config: SandboxConfig,
-    mode: Mode,
-    progress: &dyn Progress,
-    half_made: &mut HalfMade,
-) -> MicrosandboxResult<Sandbox> {
-    let mut clock = StartClock::start();
-    home.ensure()?;
-    let machinery = home.machinery().await?;
-    clock.times.found_us = clock.elapsed_us();
+    mut clock: StartClock,
+    half_made: &HalfMade,
+) -> MicrosandboxResult<Defined> {
     let origin = Origin::find(home, &mut config).await?;
-    let (image, _hold) = origin.image(home, &mut config, progress).await?;
+    let (image, _hold) = origin.image(home, &mut config, &*half_made.progress).await?;
     config.merge_image_defaults(image.config());
     config.manifest_digest = Some(image.digest().to_string());
     clock.times.image_us = clock.elapsed_us();
     let catalogue = home.catalogue().await?;
     heal(home, &catalogue).await;
     clock.times.catalogue_us = clock.elapsed_us();
-    if config.replace_existing {
-        replace(home, &config).await?;
-    }
     let dir = home.sandbox_dir(&config.name)?;
-    let lock = claim(&catalogue, &dir, &config.name).await?;
-    half_made.dir = Some(dir.clone());
+    let lock = match config.replace_existing {
+        true => replace(home, &catalogue, &dir, &config).await?,
+        false => claim(&catalogue, &dir, &config.name).await?,
+    };
+    half_made.made_dir(dir.clone(), lock.mark(&dir.lock_path())?);
     step::reached("create.claimed");
     origin.make_upper(&dir, config.upper_bytes()).await?;
     clock.times.disk_us = clock.elapsed_us();
@@ -141,42 +215,38 @@ async fn make(
     };
     let row = catalogue.insert_sandbox(&new).await?;
     let id = row.id;
-    half_made.row = Some((catalogue.clone(), row));
+    half_made.defined(catalogue.clone(), row);
     step::reached("create.defined");
-    let sandbox = boot((&machinery, clock), &image, config, (dir, lock)).await?;
-    step::reached("create.booted");
-    if !sandbox.config().ephemeral {
-        catalogue.keep_sandbox(id).await?;
-    }
-    step::reached("create.kept");
-    settle(sandbox, mode).await
+    Ok(Defined { config, image, catalogue, id, dir, lock, clock })
 }
 
 /// Starts a sandbox that is defined and whose disks are there.
 pub(crate) async fn start(
     home: &Home,
-    config: SandboxConfig,
+    row: &SandboxRow,
     mode: Mode,
 ) -> MicrosandboxResult<Sandbox> {
     let mut clock = StartClock::start();
+    let config = from_json(row)?;
     let machinery = home.machinery().await?;
     clock.times.found_us = clock.elapsed_us();
     let image = image::pinned(home, &config)?;
     clock.times.image_us = clock.elapsed_us();
     let catalogue = home.catalogue().await?;
     clock.times.catalogue_us = clock.elapsed_us();
-    let dir = home.sandbox_dir(&config.name)?;
-    let lock = dir.lock().map_err(|error| match error {
-        microsandbox_runtime::Error::Locked { .. } => {
-            MicrosandboxError::SandboxStillRunning(config.name.clone())
-        }
-        other => other.into(),
-    })?;
-    let row = catalogue.sandbox(&config.name).await?;
-    let row = row.ok_or_else(|| MicrosandboxError::SandboxNotFound(config.name.clone()))?;
+    let dir = home.sandbox_dir(&row.name)?;
+    if !dir.upper_path().exists() {
+        let (name, path) = (row.name.clone(), dir.upper_path());
+        return Err(MicrosandboxError::SandboxStateMissing { name, path });
+    }
+    let lock = dir.lock().map_err(|error| in_use(&dir, &row.name, error))?;
+    // Somebody may have removed it, and made another of that name, since it was looked up.
+    if catalogue.sandbox(&row.name).await?.is_none_or(|now| now.id != row.id) {
+        return Err(MicrosandboxError::SandboxNotFound(row.name.clone()));
+    }
     step::reached("start.locked");
     // This run's records will take the place of the last one's.
-    history::keep(&catalogue, &row, &dir, &lock).await?;
+    history::keep(&catalogue, row, &dir, &lock).await?;
     step::reached("start.remembered");
     settle(boot((&machinery, clock), &image, config, (dir, lock)).await?, mode).await
 }
@@ -235,37 +305,73 @@ async fn boot(
 }
 
 /// Takes a name that nobody has.
+///
+/// Somebody may hold its directory and it still be free: a command that clears away what another has
+/// left. Who creates a sandbox of that name has it in the catalogue soon; until then it is not known.
 async fn claim(
     catalogue: &Catalogue,
     dir: &SandboxDir,
     name: &str,
 ) -> MicrosandboxResult<SandboxLock> {
-    let taken = || MicrosandboxError::SandboxAlreadyExists(name.to_owned());
-    if catalogue.sandbox(name).await?.is_some() {
-        return Err(taken());
+    let deadline = Instant::now() + CLAIM_TIMEOUT;
+    loop {
+        if catalogue.sandbox(name).await?.is_some() {
+            return Err(MicrosandboxError::SandboxAlreadyExists(name.to_owned()));
+        }
+        let lock = match dir.create_locked() {
+            Err(microsandbox_runtime::Error::Locked { .. }) if Instant::now() < deadline => {
+                let dir = dir.clone();
+                on_thread("await-change", move || dir.wait_for_change()).await?;
+                continue;
+            }
+            other => other.map_err(|error| in_use(dir, name, error))?,
+        };
+        // Somebody may have finished between the two looks.
+        if catalogue.sandbox(name).await?.is_some() {
+            continue;
+        }
+        if !dir.upper_path().exists() && dir.run_record()?.is_none() {
+            return Ok(lock);
+        }
+        // What a removal that was killed has left.
+        dir.remove(&lock)?;
     }
-    let lock = match dir.create_locked() {
-        Err(microsandbox_runtime::Error::Locked { .. }) => return Err(taken()),
-        other => other?,
-    };
-    // Somebody may have finished between the two looks.
-    if catalogue.sandbox(name).await?.is_some() {
-        return Err(taken());
-    }
-    Ok(lock)
 }
 
-async fn replace(home: &Home, config: &SandboxConfig) -> MicrosandboxResult<()> {
-    match SandboxHandle::find(home, &config.name).await {
-        Ok(existing) => {
-            existing.stop_within(config.replace_with_timeout).await?;
-            step::reached("replace.stopped");
-            existing.remove().await?;
-            step::reached("replace.removed");
-            Ok(())
+/// Takes a name from whoever has it. Of several who want it, the last one gets it: each replaces the
+/// one before, and stops wanting it when it is replaced itself.
+async fn replace(
+    home: &Home,
+    catalogue: &Catalogue,
+    dir: &SandboxDir,
+    config: &SandboxConfig,
+) -> MicrosandboxResult<SandboxLock> {
+    loop {
+        match SandboxHandle::find(home, &config.name).await {
+            Ok(existing) => {
+                existing.stop_within(config.replace_with_timeout).await?;
+                step::reached("replace.stopped");
+                match existing.remove().await {
+                    Ok(()) => step::reached("replace.removed"),
+                    // Ephemeral, or somebody else is at it, too.
+                    Err(
+                        MicrosandboxError::SandboxBusy(_)
+                        | MicrosandboxError::SandboxNotFound(_)
+                        | MicrosandboxError::SandboxStillRunning(_),
+                    ) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Err(MicrosandboxError::SandboxNotFound(_)) => {}
+            Err(error) => return Err(error),
         }
-        Err(MicrosandboxError::SandboxNotFound(_)) => Ok(()),
-        Err(error) => Err(error),
+        match claim(catalogue, dir, &config.name).await {
+            Err(MicrosandboxError::SandboxAlreadyExists(_)) => {
+                let dir = dir.clone();
+                on_thread("end-supervisor", move || dir.end_supervisor()).await?;
+            }
+            claimed => return claimed,
+        }
     }
 }
 
@@ -281,6 +387,11 @@ pub(crate) async fn format_upper(path: PathBuf, size_bytes: u64) -> Microsandbox
 pub(crate) fn to_json(config: &SandboxConfig) -> MicrosandboxResult<String> {
     serde_json::to_string(config)
         .map_err(|source| MicrosandboxError::Json { name: config.name.clone(), source })
+}
+
+pub(crate) fn from_json(row: &SandboxRow) -> MicrosandboxResult<SandboxConfig> {
+    serde_json::from_str(&row.config_json)
+        .map_err(|source| MicrosandboxError::Json { name: row.name.clone(), source })
 }
 
 /// Removes what commands that were killed have left: directories without a row, and ephemeral
@@ -305,11 +416,17 @@ async fn try_heal(home: &Home, catalogue: &Catalogue) -> MicrosandboxResult<()> 
         let dir = home.sandbox_dir(&row.name)?;
         // A held lock means that it runs or is being made.
         if let Ok(lock) = dir.create_locked() {
+            let now = catalogue.sandbox(&row.name).await?;
+            // It may have come to stay since it was listed, or be another one by now.
+            if now.as_ref().is_some_and(|now| !now.ephemeral || now.id != row.id) {
+                continue;
+            }
             history::keep(catalogue, row, &dir, &lock).await?;
             catalogue.remove_sandbox(row.id).await?;
             dir.remove(&lock)?;
         }
     }
+    SandboxDir::finish_removals(&home.sandboxes_path())?;
     let Ok(entries) = std::fs::read_dir(home.sandboxes_path()) else { return Ok(()) };
     for entry in entries.flatten() {
         let Ok(name) = entry.file_name().into_string() else { continue };
@@ -325,28 +442,48 @@ async fn try_heal(home: &Home, catalogue: &Catalogue) -> MicrosandboxResult<()> 
 }
 
 /// What a creation has made so far.
-#[derive(Debug, Default)]
 struct HalfMade {
-    dir: Option<SandboxDir>,
-    row: Option<(Catalogue, SandboxRow)>,
+    /// Whoever follows the creation knows by its end that all is undone.
+    progress: Arc<dyn Progress>,
+    dir: OnceLock<(SandboxDir, LockMark)>,
+    row: OnceLock<(Catalogue, SandboxRow)>,
 }
 
 impl HalfMade {
+    fn new(progress: Arc<dyn Progress>) -> Self {
+        Self { progress, dir: OnceLock::new(), row: OnceLock::new() }
+    }
+
+    fn made_dir(&self, dir: SandboxDir, mark: LockMark) {
+        self.dir.set((dir, mark)).expect("a creation makes one directory");
+    }
+
+    fn defined(&self, catalogue: Catalogue, row: SandboxRow) {
+        self.row.set((catalogue, row)).expect("a creation makes one row");
+    }
+
     /// Takes it all back. What cannot be taken back is logged, and healed by the next command.
-    async fn undo(self) {
-        if let Some((catalogue, row)) = self.row
+    async fn undo(self: Arc<Self>) {
+        let half_made = Arc::clone(&self);
+        // The supervisor, if there was one, lets go of the lock when the VM is gone. Nobody can have
+        // the name as long as it is defined, so the definition goes under the lock.
+        let retaken = on_thread("undo-creation", move || match half_made.dir.get() {
+            Some((dir, mark)) => dir.lock_again_when_free(mark).map_err(MicrosandboxError::from),
+            None => Ok(None),
+        });
+        let lock = retaken.await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "could not hold what is to be undone");
+            None
+        });
+        if let Some((catalogue, row)) = self.row.get()
             && let Err(error) = catalogue.remove_sandbox(row.id).await
         {
             tracing::warn!(%error, sandbox = row.name, "could not undo the definition");
         }
-        let Some(dir) = self.dir else { return };
-        // The supervisor, if there was one, lets go of the lock when the VM is gone. That of an
-        // ephemeral sandbox has then removed the directory itself.
-        let undo = move || match dir.lock_when_free() {
-            Err(_) if !dir.path().exists() => Ok(()),
-            lock => dir.remove(&lock?),
-        };
-        if let Err(error) = on_thread("undo-creation", undo).await {
+        // Without a lock it is gone: with its ephemeral run, or because somebody replaced it.
+        if let (Some((dir, _)), Some(lock)) = (self.dir.get(), lock)
+            && let Err(error) = dir.remove(&lock)
+        {
             tracing::warn!(%error, "could not undo the directory");
         }
     }

@@ -114,6 +114,14 @@ pub enum MicrosandboxError {
     /// The sandbox must be stopped for this.
     #[error("sandbox '{0}' is still running")]
     SandboxStillRunning(String),
+    /// The disk of a sandbox is gone.
+    #[error("sandbox '{name}' cannot start: sandbox state missing: {}", path.display())]
+    SandboxStateMissing {
+        /// Its name.
+        name: String,
+        /// The disk.
+        path: PathBuf,
+    },
     /// The image a sandbox was made from is not in the store any more.
     #[error("sandbox '{name}' cannot start: its image {digest} is not in the store")]
     SandboxImageMissing {
@@ -186,6 +194,7 @@ impl MicrosandboxError {
             Self::SandboxNotFound(_) => "sandbox_not_found",
             Self::SandboxNotRunning { .. } => "sandbox_not_running",
             Self::SandboxPaused(_) => "sandbox_paused",
+            Self::SandboxStateMissing { .. } => "sandbox_state_missing",
             Self::SandboxStillRunning(_) => "sandbox_still_running",
             Self::Snapshot(_) => "snapshot",
             Self::SnapshotAlreadyExists(_) => "snapshot_already_exists",
@@ -219,6 +228,7 @@ impl MicrosandboxError {
             Self::SandboxStillRunning(name) => {
                 Some(format!("msb stop {name}, or msb rm -f {name}"))
             }
+            Self::SandboxStateMissing { name, .. } => Some(format!("msb rm {name}")),
             Self::SandboxImageMissing { .. } => Some("load or pull the same image again".into()),
             Self::Snapshot(source) => source.hint(),
             Self::SnapshotAlreadyExists(name) => {
@@ -309,6 +319,8 @@ pub struct BootError {
     pub message: String,
     /// The last of the guest's console, at most 8 KiB.
     pub console_tail: String,
+    /// Error number of the guest's kernel, or the host's, if one reported one.
+    pub errno: Option<i32>,
     /// The remedy, where one is known.
     pub hint: Option<String>,
 }
@@ -323,17 +335,40 @@ pub enum BootErrorStage {
     Mount,
     /// It was ended before it was up.
     Other,
+    /// Writing the records of the run.
+    Prepare,
     /// A first command, run as a test.
     SelfTest,
     /// The VMM process.
     Vmm,
 }
 
+impl BootErrorStage {
+    /// Its stable name, for programs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Mount => "mount",
+            Self::Other => "other",
+            Self::Prepare => "prepare",
+            Self::SelfTest => "self_test",
+            Self::Vmm => "vmm",
+        }
+    }
+}
+
 impl From<ExitRecord> for BootError {
     fn from(record: ExitRecord) -> Self {
         let stage = match &record.reason {
-            EndReason::BootFailed { step: BootStep::Vmm, .. } => BootErrorStage::Vmm,
-            EndReason::BootFailed { step: BootStep::Kernel, .. } => BootErrorStage::Kernel,
+            EndReason::BootFailed { step: BootStep::Prepare, .. } | EndReason::DiskFull { .. } => {
+                BootErrorStage::Prepare
+            }
+            EndReason::BootFailed { step: BootStep::Vmm, .. }
+            | EndReason::VmmCrashed { .. }
+            | EndReason::VmmFailed { .. } => BootErrorStage::Vmm,
+            EndReason::BootFailed { step: BootStep::Kernel, .. }
+            | EndReason::GuestOutOfMemory { .. }
+            | EndReason::KernelPanic { .. } => BootErrorStage::Kernel,
             EndReason::BootFailed { step: BootStep::Guest(_), .. } => BootErrorStage::Mount,
             EndReason::BootFailed { step: BootStep::SelfTest, .. } => BootErrorStage::SelfTest,
             _ => BootErrorStage::Other,
@@ -342,6 +377,10 @@ impl From<ExitRecord> for BootError {
             t: record.at.to_rfc3339(),
             stage,
             message: record.reason.to_string(),
+            errno: match record.reason {
+                EndReason::BootFailed { errno, .. } => errno,
+                _ => None,
+            },
             hint: record.reason.hint(),
             console_tail: record.console_tail,
         }

@@ -14,10 +14,9 @@ use crate::{
     SandboxStopResult, Snapshot,
     config::STOP_TIMEOUT,
     create::{self, Mode},
-    history,
+    end, history,
     home::Home,
     logs,
-    sandbox::{ended, stop_result},
     status::reconcile,
     thread::on_thread,
 };
@@ -52,6 +51,8 @@ pub struct RunInfo {
     pub kernel_release: Option<String>,
     /// Why it ended, if it has.
     pub end: Option<EndReason>,
+    /// It did not end in time and was killed.
+    pub forced: bool,
     /// The last of the guest's console, if it has ended.
     pub console_tail: Option<String>,
 }
@@ -81,7 +82,11 @@ impl SandboxHandle {
         }
         match handle.remove().await {
             // Somebody else is at it.
-            Err(MicrosandboxError::SandboxStillRunning(_)) => Ok(()),
+            Err(
+                MicrosandboxError::SandboxBusy(_)
+                | MicrosandboxError::SandboxNotFound(_)
+                | MicrosandboxError::SandboxStillRunning(_),
+            ) => Ok(()),
             removed => removed,
         }
     }
@@ -120,8 +125,7 @@ impl SandboxHandle {
     /// # Errors
     /// [`MicrosandboxError::Json`] when another version stored something else.
     pub fn config(&self) -> MicrosandboxResult<SandboxConfig> {
-        serde_json::from_str(&self.row.config_json)
-            .map_err(|source| MicrosandboxError::Json { name: self.row.name.clone(), source })
+        create::from_json(&self.row)
     }
 
     /// When it was created.
@@ -140,8 +144,9 @@ impl SandboxHandle {
     /// [`MicrosandboxError::Runtime`] when the records cannot be read.
     pub fn last_run(&self) -> MicrosandboxResult<Option<RunInfo>> {
         let Some(run) = self.dir.run_record()? else { return Ok(None) };
-        let exit = self.dir.exit_record()?.filter(|exit| exit.run_id == run.run_id);
-        let (end, console_tail) = exit.map(|exit| (exit.reason, exit.console_tail)).unzip();
+        let exit = self.dir.last_end()?.filter(|(of, _)| of.run_id == run.run_id);
+        let forced = exit.as_ref().is_some_and(|(_, exit)| exit.forced);
+        let (end, console_tail) = exit.map(|(_, exit)| (exit.reason, exit.console_tail)).unzip();
         Ok(Some(RunInfo {
             vmm: run.vmm,
             accel: run.accel,
@@ -151,6 +156,7 @@ impl SandboxHandle {
             boot: run.boot,
             kernel_release: run.guest.map(|guest| guest.kernel_release),
             end,
+            forced,
             console_tail,
         }))
     }
@@ -190,7 +196,7 @@ impl SandboxHandle {
     /// # Errors
     /// As [`Sandbox::start`].
     pub async fn start(&self) -> MicrosandboxResult<Sandbox> {
-        create::start(&self.home, self.config()?, Mode::Attached).await
+        create::start(&self.home, &self.row, Mode::Attached).await
     }
 
     /// Starts it; it lives on after this process.
@@ -198,7 +204,7 @@ impl SandboxHandle {
     /// # Errors
     /// As [`Sandbox::start`].
     pub async fn start_detached(&self) -> MicrosandboxResult<Sandbox> {
-        create::start(&self.home, self.config()?, Mode::Detached).await
+        create::start(&self.home, &self.row, Mode::Detached).await
     }
 
     /// Connects to it while it runs. Dropping what this gives leaves it running.
@@ -256,19 +262,21 @@ impl SandboxHandle {
     /// # Errors
     /// As [`Sandbox::stop`].
     pub async fn stop_within(&self, timeout: Duration) -> MicrosandboxResult<SandboxStopResult> {
-        match AgentClient::connect(&self.dir).await {
+        let client = match AgentClient::connect(&self.dir).await {
             Ok(client) => {
                 client.stop(timeout);
-                ended(&client, timeout).await?;
+                end::in_time(&client, timeout).await?;
+                Some(client)
             }
             // No relay: it is booting, ending, or not running at all.
             Err(microsandbox_runtime::Error::Connect { .. }) => {
                 let dir = self.dir.clone();
                 on_thread("end-supervisor", move || dir.end_supervisor()).await?;
+                None
             }
             Err(error) => return Err(error.into()),
-        }
-        let result = stop_result(&self.home, &self.row.name, &self.dir).await?;
+        };
+        let result = end::result(&self.home, &self.row.name, &self.dir, client.as_ref()).await?;
         if self.row.ephemeral {
             Self::clear_away(&self.home, &self.row.name).await?;
         }
@@ -283,16 +291,20 @@ impl SandboxHandle {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn wait_until_stopped(&self) -> MicrosandboxResult<SandboxStopResult> {
-        match AgentClient::connect(&self.dir).await {
-            Ok(client) => client.closed().await,
+        let client = match AgentClient::connect(&self.dir).await {
+            Ok(client) => {
+                client.closed().await;
+                Some(client)
+            }
             // No relay: it is booting, ending, or not running at all.
             Err(microsandbox_runtime::Error::Connect { .. }) => {
                 let dir = self.dir.clone();
                 on_thread("await-end", move || dir.wait_until_free()).await?;
+                None
             }
             Err(error) => return Err(error.into()),
-        }
-        stop_result(&self.home, &self.row.name, &self.dir).await
+        };
+        end::result(&self.home, &self.row.name, &self.dir, client.as_ref()).await
     }
 
     /// Ends it at once. What the guest had not yet written to its disk is lost.
@@ -314,16 +326,21 @@ impl SandboxHandle {
     /// Removes it while it is stopped: definition, disk, logs.
     ///
     /// # Errors
-    /// [`MicrosandboxError::SandboxStillRunning`]; nothing is removed then.
+    /// [`MicrosandboxError::SandboxStillRunning`], [`MicrosandboxError::SandboxBusy`]; nothing is
+    /// removed then. [`MicrosandboxError::SandboxNotFound`] when another command was faster.
     pub async fn remove(&self) -> MicrosandboxResult<()> {
-        let lock = match self.dir.create_locked() {
-            Err(microsandbox_runtime::Error::Locked { .. }) => {
-                return Err(MicrosandboxError::SandboxStillRunning(self.row.name.clone()));
-            }
-            other => other?,
-        };
+        let lock =
+            self.dir.create_locked().map_err(|error| in_use(&self.dir, &self.row.name, error))?;
         step::reached("remove.locked");
         let catalogue = self.home.catalogue().await?;
+        let now = catalogue.sandbox(&self.row.name).await?;
+        if now.is_none() {
+            // Taking the lock has made the directory again.
+            self.dir.remove(&lock)?;
+        }
+        if now.is_none_or(|now| now.id != self.row.id) {
+            return Err(MicrosandboxError::SandboxNotFound(self.row.name.clone()));
+        }
         history::keep(&catalogue, &self.row, &self.dir, &lock).await?;
         // The row first: a directory without one is what the next command clears away.
         catalogue.remove_sandbox(self.row.id).await?;
@@ -336,4 +353,21 @@ impl SandboxHandle {
 fn status_of(dir: &SandboxDir) -> MicrosandboxResult<SandboxStatus> {
     let held = dir.is_held()?;
     Ok(reconcile(held, dir.run_record()?.as_ref(), dir.exit_record()?.as_ref()))
+}
+
+/// What it means that a sandbox is locked: it runs, or another command is at work on it.
+pub(crate) fn in_use(
+    dir: &SandboxDir,
+    name: &str,
+    error: microsandbox_runtime::Error,
+) -> MicrosandboxError {
+    if !matches!(error, microsandbox_runtime::Error::Locked { .. }) {
+        return error.into();
+    }
+    match status_of(dir) {
+        Ok(SandboxStatus::Draining | SandboxStatus::Paused | SandboxStatus::Running) => {
+            MicrosandboxError::SandboxStillRunning(name.to_owned())
+        }
+        _ => MicrosandboxError::SandboxBusy(name.to_owned()),
+    }
 }

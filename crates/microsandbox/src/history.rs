@@ -33,7 +33,7 @@ pub(crate) async fn keep(
     dir: &SandboxDir,
     lock: &SandboxLock,
 ) -> MicrosandboxResult<()> {
-    let Some((run, exit)) = dir.last_end(lock)? else { return Ok(()) };
+    let Some((run, exit)) = dir.last_end_held(lock)? else { return Ok(()) };
     let (code, signal) = match exit.vmm_exit {
         Some(VmmExit::Code(code)) => (Some(code), None),
         Some(VmmExit::Signal(signal)) => (None, Some(signal)),

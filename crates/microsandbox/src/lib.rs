@@ -35,6 +35,7 @@ mod clock;
 mod config;
 mod create;
 mod detach;
+mod end;
 mod error;
 mod filter;
 mod handle;
@@ -57,6 +58,7 @@ pub use config::{
     SandboxPolicy, SizeExt,
 };
 pub use create::PullProgressHandle;
+pub use end::SandboxStopResult;
 pub use error::{
     BootError, BootErrorStage, ExecFailed, FsError, MicrosandboxError, MicrosandboxResult,
 };
@@ -81,7 +83,7 @@ pub use microsandbox_runtime::{
     VmmKind,
 };
 pub use names::{MAX_HOSTNAME_BYTES, MAX_SANDBOX_NAME_BYTES, validate_sandbox_name};
-pub use sandbox::{Sandbox, SandboxStopResult};
+pub use sandbox::Sandbox;
 pub use snapshot::{
     Snapshot, SnapshotBuilder, SnapshotConfig, SnapshotLoadOptions, SnapshotSaveOptions,
 };

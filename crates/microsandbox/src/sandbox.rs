@@ -6,19 +6,17 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
 use futures_util::Stream;
-use microsandbox_runtime::{
-    AgentClient, EndReason, Owner, SandboxDir, VmmExit, step, wire::TerminalSize,
-};
+use microsandbox_runtime::{AgentClient, Owner, SandboxDir, step, wire::TerminalSize};
 
 use crate::{
     AttachEnd, AttachOptionsBuilder, ExecHandle, ExecOptionsBuilder, ExecOutput, JobHandle, JobId,
     LogEntry, LogOptions, LogStream, LogStreamOptions, MicrosandboxError, MicrosandboxResult,
     SandboxBuilder, SandboxConfig, SandboxFilter, SandboxFs, SandboxHandle, SandboxMetrics,
-    SandboxStatus, attach,
+    SandboxStatus, SandboxStopResult, attach,
     config::STOP_TIMEOUT,
     create::{self, Mode, PullProgressHandle},
+    end,
     exec::{self, ExecOptions},
     history::{self, PastRun},
     home::Home,
@@ -26,9 +24,6 @@ use crate::{
     link::Link,
     logs, metrics,
 };
-
-/// Time beyond an orderly end's own in which the supervisor must have written the end down.
-const RECORD_GRACE: Duration = Duration::from_secs(15);
 
 /// A running sandbox. Cheap to clone; all clones are the same sandbox.
 ///
@@ -44,25 +39,6 @@ struct Inner {
     config: SandboxConfig,
     link: Link,
     owner: Mutex<Option<Owner>>,
-}
-
-/// How a sandbox ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SandboxStopResult {
-    /// Its name.
-    pub name: String,
-    /// What it is now: stopped or crashed.
-    pub status: SandboxStatus,
-    /// Exit code of the VMM, when it exited.
-    pub exit_code: Option<i32>,
-    /// Signal that ended the VMM, when one did.
-    pub signal: Option<i32>,
-    /// When it ended.
-    pub observed_at: DateTime<Utc>,
-    /// Why; `None` when the supervisor itself was killed and nobody wrote it down.
-    pub reason: Option<EndReason>,
-    /// It did not end in time and was killed.
-    pub forced: bool,
 }
 
 impl Sandbox {
@@ -122,11 +98,32 @@ impl Sandbox {
         create::with_progress(config, Mode::Detached)
     }
 
-    /// Starts a sandbox that was stopped; it ends with this process. Its disk is as it was left.
+    /// Defines a sandbox that [`Sandbox::start`] starts; its disk is made.
+    ///
+    /// The image is pulled when it is not in the store.
+    ///
+    /// # Errors
+    /// As [`Sandbox::create`], but for those of the boot; nothing of the sandbox is left behind then.
+    ///
+    /// # Cancel safety
+    /// Dropping the future undoes what was done.
+    pub async fn define(config: SandboxConfig) -> MicrosandboxResult<SandboxHandle> {
+        create::define_silently(config).await
+    }
+
+    /// As [`Sandbox::define`] on a task, telling how far the pull has come.
+    pub fn define_with_pull_progress(
+        config: SandboxConfig,
+    ) -> (PullProgressHandle, tokio::task::JoinHandle<MicrosandboxResult<SandboxHandle>>) {
+        create::define_with_progress(config)
+    }
+
+    /// Starts a sandbox that does not run; it ends with this process. Its disk is as it was left.
     ///
     /// # Errors
     /// [`MicrosandboxError::SandboxNotFound`], [`MicrosandboxError::SandboxStillRunning`],
-    /// [`MicrosandboxError::BootStart`] and others; the sandbox's disk and logs stay.
+    /// [`MicrosandboxError::SandboxBusy`], [`MicrosandboxError::BootStart`] and others; the sandbox's
+    /// disk and logs stay.
     pub async fn start(name: &str) -> MicrosandboxResult<Self> {
         Self::get(name).await?.start().await
     }
@@ -166,7 +163,8 @@ impl Sandbox {
     /// Removes a stopped sandbox: its definition, its disk, its logs.
     ///
     /// # Errors
-    /// [`MicrosandboxError::SandboxNotFound`], [`MicrosandboxError::SandboxStillRunning`].
+    /// [`MicrosandboxError::SandboxNotFound`], [`MicrosandboxError::SandboxStillRunning`],
+    /// [`MicrosandboxError::SandboxBusy`].
     pub async fn remove(name: &str) -> MicrosandboxResult<()> {
         Self::get(name).await?.remove().await
     }
@@ -175,7 +173,7 @@ impl Sandbox {
     /// killed have left behind. Gives their names.
     ///
     /// # Errors
-    /// As [`Sandbox::remove`]; one that is started meanwhile is left alone.
+    /// As [`Sandbox::remove`]; one that another command works on meanwhile is left alone.
     pub async fn prune(filter: SandboxFilter) -> MicrosandboxResult<Vec<String>> {
         let home = Home::from_env()?;
         create::heal_existing(&home).await?;
@@ -183,7 +181,11 @@ impl Sandbox {
         for handle in SandboxHandle::all(&home, filter).await? {
             match handle.remove().await {
                 Ok(()) => removed.push(handle.name().to_owned()),
-                Err(MicrosandboxError::SandboxStillRunning(_)) => {}
+                Err(
+                    MicrosandboxError::SandboxBusy(_)
+                    | MicrosandboxError::SandboxNotFound(_)
+                    | MicrosandboxError::SandboxStillRunning(_),
+                ) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -206,6 +208,25 @@ impl Sandbox {
     /// [`MicrosandboxError::SandboxNotFound`] once it has been removed.
     pub async fn status(&self) -> MicrosandboxResult<SandboxStatus> {
         Ok(Self::get(self.name()).await?.status())
+    }
+
+    /// Why its last run ended, in words, if nobody wanted it to; `None` while it runs, and after an
+    /// end that somebody wanted.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Runtime`] when its records cannot be read.
+    pub async fn last_error(&self) -> MicrosandboxResult<Option<String>> {
+        let end = end::told(Some(&self.inner.link.client), &self.inner.link.dir)?;
+        let bad = end.filter(|end| !end.reason.is_orderly());
+        Ok(bad.map(|end| end.reason.to_string()))
+    }
+
+    /// Removes what is kept of it, as [`Sandbox::remove`] does.
+    ///
+    /// # Errors
+    /// As [`Sandbox::remove`].
+    pub async fn remove_persisted(&self) -> MicrosandboxResult<()> {
+        Self::remove(self.name()).await
     }
 
     /// Whether this process's end is the sandbox's.
@@ -327,7 +348,7 @@ impl Sandbox {
     ) -> MicrosandboxResult<SandboxStopResult> {
         self.inner.link.client.stop(timeout);
         step::reached("stop.asked");
-        ended(&self.inner.link.client, timeout).await?;
+        end::in_time(&self.inner.link.client, timeout).await?;
         self.conclude().await
     }
 
@@ -337,7 +358,7 @@ impl Sandbox {
     /// As [`Sandbox::stop`].
     pub async fn stop_and_wait(&self) -> MicrosandboxResult<ProcessStatus> {
         let result = self.stop_with_timeout(STOP_TIMEOUT).await?;
-        Ok(process_status(&result))
+        Ok(result.process_status())
     }
 
     /// Ends the sandbox at once. What the guest had not yet written to its disk is lost.
@@ -369,7 +390,7 @@ impl Sandbox {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn wait(&self) -> MicrosandboxResult<ProcessStatus> {
-        self.wait_until_stopped().await.map(|result| process_status(&result))
+        self.wait_until_stopped().await.map(|result| result.process_status())
     }
 
     /// Waits until the sandbox has ended, for whatever reason.
@@ -387,7 +408,8 @@ impl Sandbox {
     /// What came of the run; nothing stays of an ephemeral sandbox but that.
     async fn conclude(&self) -> MicrosandboxResult<SandboxStopResult> {
         let home = Home::from_env()?;
-        let result = stop_result(&home, self.name(), &self.inner.link.dir).await?;
+        let Link { name, dir, client } = &self.inner.link;
+        let result = end::result(&home, name, dir, Some(client)).await?;
         if self.inner.config.ephemeral {
             SandboxHandle::clear_away(&home, self.name()).await?;
         }
@@ -635,53 +657,3 @@ impl Sandbox {
 
 /// Size of a terminal that nobody looks at: that of the oldest ones, which every program can take.
 const DEFAULT_TERMINAL: TerminalSize = TerminalSize { rows: 24, columns: 80 };
-
-/// Waits for a sandbox that was told to end within `timeout`.
-pub(crate) async fn ended(client: &AgentClient, timeout: Duration) -> MicrosandboxResult<()> {
-    let late = |_| microsandbox_runtime::Error::Closed { during: "the end of the sandbox" };
-    tokio::time::timeout(timeout + RECORD_GRACE, client.closed()).await.map_err(late)?;
-    Ok(())
-}
-
-/// How the last run ended: from its records, or from the history when somebody has removed them.
-pub(crate) async fn stop_result(
-    home: &Home,
-    name: &str,
-    dir: &SandboxDir,
-) -> MicrosandboxResult<SandboxStopResult> {
-    let exit = match dir.exit_record()? {
-        None if dir.run_record()?.is_none() => history::last_end(home, name).await?,
-        exit => exit,
-    };
-    let status = match &exit {
-        Some(exit) if exit.reason.is_orderly() => SandboxStatus::Stopped,
-        None if dir.run_record()?.is_none() => SandboxStatus::Created,
-        _ => SandboxStatus::Crashed,
-    };
-    let vmm_exit = exit.as_ref().and_then(|exit| exit.vmm_exit);
-    Ok(SandboxStopResult {
-        name: name.to_owned(),
-        status,
-        exit_code: vmm_exit.and_then(|end| match end {
-            VmmExit::Code(code) => Some(code),
-            VmmExit::Signal(_) => None,
-        }),
-        signal: vmm_exit.and_then(|end| match end {
-            VmmExit::Signal(signal) => Some(signal),
-            VmmExit::Code(_) => None,
-        }),
-        observed_at: exit.as_ref().map_or_else(Utc::now, |exit| exit.at),
-        forced: exit.as_ref().is_some_and(|exit| exit.forced),
-        reason: exit.map(|exit| exit.reason),
-    })
-}
-
-/// An orderly end counts as success, however the VMM process was put away after it.
-fn process_status(result: &SandboxStopResult) -> ProcessStatus {
-    use std::os::unix::process::ExitStatusExt;
-    match (result.status, result.signal, result.exit_code) {
-        (SandboxStatus::Stopped, ..) => ProcessStatus::from_raw(0),
-        (_, Some(signal), _) => ProcessStatus::from_raw(signal),
-        (_, _, code) => ProcessStatus::from_raw(code.unwrap_or(1) << 8),
-    }
-}

@@ -14,6 +14,7 @@
 mod checkpoint;
 mod client;
 pub mod confine;
+mod dir_watch;
 mod error;
 mod exec_log;
 mod guest;
@@ -50,7 +51,7 @@ pub use guest::{Guest, GuestStore};
 pub use handover::BUILD;
 pub use host_usage::HostUsage;
 pub use launch::{Launched, Owner, launch};
-pub use lock::SandboxLock;
+pub use lock::{LockMark, SandboxLock};
 pub use log_watch::LogWatch;
 pub use orders::LaunchConfig;
 pub use program::Program;

@@ -33,18 +33,6 @@ impl SandboxLock {
     /// # Errors
     /// [`Error::Locked`] when another process holds it, [`Error::File`] otherwise.
     pub fn acquire(path: &Path) -> Result<Self> {
-        Self::take(path, |lock| FcntlArg::F_OFD_SETLK(lock))
-    }
-
-    /// Takes the lock at `path` once its holder lets go of it. Blocks until then.
-    ///
-    /// # Errors
-    /// [`Error::File`].
-    pub(crate) fn acquire_when_free(path: &Path) -> Result<Self> {
-        Self::take(path, |lock| FcntlArg::F_OFD_SETLKW(lock))
-    }
-
-    fn take(path: &Path, how: impl Fn(&libc::flock) -> FcntlArg<'_>) -> Result<Self> {
         loop {
             let file = OpenOptions::new()
                 .read(true)
@@ -54,11 +42,16 @@ impl SandboxLock {
                 .mode(0o600)
                 .open(path)
                 .map_err(Error::file("open the lock", path))?;
-            match fcntl(&file, how(&whole_file(libc::F_WRLCK))) {
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
                 Ok(_) => {}
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN | Errno::EACCES) => {
-                    return Err(Error::Locked { path: path.to_owned() });
+                    if holds(&file).map_err(Error::file("ask after the lock", path))? {
+                        return Err(Error::Locked { path: path.to_owned() });
+                    }
+                    // One who has waited until it is free holds a share of it for an instant.
+                    std::thread::yield_now();
+                    continue;
                 }
                 Err(errno) => return Err(Error::file("lock", path)(errno.into())),
             }
@@ -80,10 +73,36 @@ impl SandboxLock {
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(source) => return Err(Error::file("open the lock", path)(source)),
         };
-        let mut asked = whole_file(libc::F_WRLCK);
-        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut asked))
-            .map_err(|errno| Error::file("ask after the lock", path)(errno.into()))?;
-        Ok(i32::from(asked.l_type) != libc::F_UNLCK)
+        holds(&file).map_err(Error::file("ask after the lock", path))
+    }
+
+    /// Returns once no process holds the lock at `path`. Changes nothing; blocks until then.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the file cannot be opened for another reason than its absence.
+    pub fn wait_until_free(path: &Path) -> Result<()> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(Error::file("open the lock", path)(source)),
+        };
+        loop {
+            // A shared lock needs no right to write; closing the file gives it back.
+            match fcntl(&file, FcntlArg::F_OFD_SETLKW(&whole_file(libc::F_RDLCK))) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Error::file("wait for the lock", path)(errno.into())),
+            }
+        }
+    }
+
+    /// Keeps hold of which lock this is without holding it.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the lock has been removed.
+    pub fn mark(&self, path: &Path) -> Result<LockMark> {
+        let file = File::open(path).map_err(Error::file("open the lock", path))?;
+        Ok(LockMark { file })
     }
 
     /// Takes over a lock that another process sent, if it is the one at `path`.
@@ -96,10 +115,55 @@ impl SandboxLock {
     }
 }
 
+/// Says which lock was held. While it lives no other lock can be taken for that one: the file's number
+/// is not given out again.
+#[derive(Debug)]
+pub struct LockMark {
+    file: File,
+}
+
+impl LockMark {
+    /// Takes that lock again, at `path`, once its holder lets go of it. `None` when it has been removed
+    /// meanwhile, whatever is at `path` now. Blocks until then.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub(crate) fn acquire_when_free(&self, path: &Path) -> Result<Option<SandboxLock>> {
+        let is_ours = |file: &File| match (self.file.metadata(), file.metadata()) {
+            (Ok(ours), Ok(found)) => (ours.dev(), ours.ino()) == (found.dev(), found.ino()),
+            _ => false,
+        };
+        loop {
+            let file = match File::options().read(true).write(true).open(path) {
+                Ok(file) if is_ours(&file) => file,
+                Ok(_) => return Ok(None),
+                Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(source) => return Err(Error::file("open the lock", path)(source)),
+            };
+            match fcntl(&file, FcntlArg::F_OFD_SETLKW(&whole_file(libc::F_WRLCK))) {
+                Ok(_) => {}
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(Error::file("lock", path)(errno.into())),
+            }
+            // Its holder may have removed it and let go then.
+            if same_file(&file, path).unwrap_or(false) {
+                return Ok(Some(SandboxLock { file }));
+            }
+        }
+    }
+}
+
 impl AsFd for SandboxLock {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Whether somebody has the lock of that file for itself.
+fn holds(file: &File) -> io::Result<bool> {
+    let mut asked = whole_file(libc::F_RDLCK);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut asked))?;
+    Ok(i32::from(asked.l_type) != libc::F_UNLCK)
 }
 
 fn whole_file(kind: i32) -> libc::flock {
@@ -142,5 +206,38 @@ mod tests {
         assert!(SandboxLock::is_held(&path).unwrap());
         drop(copy);
         assert!(!SandboxLock::is_held(&path).unwrap());
+    }
+
+    #[test]
+    fn waiting_ends_with_the_holder_and_keeps_nobody_from_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        SandboxLock::wait_until_free(&path).unwrap();
+        let lock = SandboxLock::acquire(&path).unwrap();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| SandboxLock::wait_until_free(&path));
+            assert!(SandboxLock::is_held(&path).unwrap() && !waits.is_finished());
+            drop(lock);
+            for _ in 0..1000 {
+                drop(SandboxLock::acquire(&path).unwrap());
+            }
+            waits.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn mark_finds_its_own_lock_again_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let lock = SandboxLock::acquire(&path).unwrap();
+        let mark = lock.mark(&path).unwrap();
+        drop(lock);
+        let again = mark.acquire_when_free(&path).unwrap().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        drop(again);
+        assert!(mark.acquire_when_free(&path).unwrap().is_none());
+        // Held by somebody else: it must not be waited for.
+        let _other = SandboxLock::acquire(&path).unwrap();
+        assert!(mark.acquire_when_free(&path).unwrap().is_none());
     }
 }

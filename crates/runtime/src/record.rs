@@ -2,7 +2,7 @@
 //!
 //! Written by the supervisor alone, with rename; read by anyone, with no lock.
 
-use std::{fmt, io};
+use std::{fmt, io, os::unix::process::ExitStatusExt, process::ExitStatus};
 
 use chrono::{DateTime, Utc};
 use microsandbox_protocol::{BootStage, Ready};
@@ -142,6 +142,9 @@ pub enum EndReason {
         step: BootStep,
         /// What happened.
         detail: String,
+        /// Error number of the kernel, the guest's or the host's, if one reported one.
+        #[serde(default)]
+        errno: Option<i32>,
     },
     /// The host's disk has no room for what the sandbox must write to run.
     DiskFull {
@@ -216,7 +219,10 @@ impl EndReason {
             Error::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Self::DiskFull { detail }
             }
-            _ => Self::BootFailed { step: BootStep::Prepare, detail },
+            Error::File { source, .. } => {
+                Self::BootFailed { step: BootStep::Prepare, detail, errno: source.raw_os_error() }
+            }
+            _ => Self::BootFailed { step: BootStep::Prepare, detail, errno: None },
         }
     }
 
@@ -243,7 +249,9 @@ impl EndReason {
     /// What the user can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::BootFailed { step: BootStep::Vmm, .. } => Some(
+            Self::BootFailed { step: BootStep::Vmm, .. }
+            | Self::VmmCrashed { .. }
+            | Self::VmmFailed { .. } => Some(
                 "`msb doctor` checks the VMM; `msb logs --source runtime` has its words".into(),
             ),
             Self::DiskFull { .. } => Some(
@@ -262,7 +270,7 @@ impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AgentLost { detail } => write!(f, "lost the guest's agent: {detail}"),
-            Self::BootFailed { step, detail } => write!(f, "{step}: {detail}"),
+            Self::BootFailed { step, detail, .. } => write!(f, "{step}: {detail}"),
             Self::DiskFull { detail } => write!(f, "the host's disk is full: {detail}"),
             Self::GuestOutOfMemory { line } => write!(f, "the guest ran out of memory: {line}"),
             Self::GuestPoweredOff => write!(f, "the guest powered off"),
@@ -319,4 +327,11 @@ pub enum VmmExit {
     Code(i32),
     /// By this signal.
     Signal(i32),
+}
+
+impl VmmExit {
+    /// What the kernel says of a process that was waited for.
+    pub(crate) fn of(status: ExitStatus) -> Self {
+        status.signal().map_or_else(|| Self::Code(status.code().unwrap_or(-1)), Self::Signal)
+    }
 }

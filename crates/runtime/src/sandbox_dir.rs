@@ -18,9 +18,10 @@ use std::{
         unix::fs::{DirBuilderExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use nix::{
     errno::Errno,
     fcntl::{FallocateFlags, fallocate},
@@ -29,7 +30,10 @@ use nix::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{EndReason, Error, ExitRecord, Result, RunRecord, SandboxLock};
+use crate::{
+    EndReason, Error, ExitRecord, LockMark, Result, RunRecord, SandboxLock, dir_watch::DirWatch,
+    program::Role,
+};
 
 /// Paths and records of one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,45 +111,68 @@ impl SandboxDir {
         SandboxLock::acquire(&self.lock_path())
     }
 
-    /// Takes the lock once its holder lets go of it. Blocks until then.
-    ///
-    /// # Errors
-    /// [`Error::File`].
-    pub fn lock_when_free(&self) -> Result<SandboxLock> {
-        SandboxLock::acquire_when_free(&self.lock_path())
-    }
-
-    /// Waits until no process owns the sandbox. Blocks until then.
+    /// Waits until no process owns the sandbox. Changes nothing; blocks until then.
     ///
     /// # Errors
     /// [`Error::File`].
     pub fn wait_until_free(&self) -> Result<()> {
-        match self.lock_when_free() {
-            // Removed meanwhile: nobody owns it for good.
+        SandboxLock::wait_until_free(&self.lock_path())
+    }
+
+    /// Returns when something may have changed in the directory, at once when there is none. Blocks
+    /// until then.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it cannot be watched.
+    pub fn wait_for_change(&self) -> Result<()> {
+        match DirWatch::new(&self.root) {
+            Ok(watch) => watch.wait(),
             Err(_) if !self.root.exists() => Ok(()),
-            taken => taken.map(drop),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Takes a lock that was held before, once its holder lets go of it; `None` when somebody has
+    /// removed the sandbox. Blocks until then.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn lock_again_when_free(&self, mark: &LockMark) -> Result<Option<SandboxLock>> {
+        mark.acquire_when_free(&self.lock_path())
     }
 
     /// Ends a supervisor that serves no relay: one that is still booting, or hangs. Blocks until it
     /// has let go of the sandbox; returns at once when there is none.
     ///
+    /// A command that is about to start a supervisor holds the sandbox, too: that one's is waited for.
+    ///
     /// # Errors
-    /// [`Error::File`] when the records cannot be read.
+    /// [`Error::File`] when the records cannot be read, or the directory cannot be watched.
     pub fn end_supervisor(&self) -> Result<()> {
-        if !self.is_held()? {
-            return Ok(());
+        while self.is_held()? {
+            if let Some(supervisor) = self.supervisor()? {
+                tracing::info!(pid = supervisor.as_raw(), "ending a supervisor without a relay");
+                // One that is gone already has let go.
+                let _gone = kill(supervisor, Signal::SIGTERM);
+                return self.wait_until_free();
+            }
+            self.wait_for_change()?;
         }
-        // The pid is that of the lock's holder as long as the lock is held: asked again below.
-        if let Some(run) = self.run_record()?
-            && self.is_held()?
-            && let Ok(pid) = i32::try_from(run.pid)
-        {
-            tracing::info!(pid, "ending a supervisor without a relay");
-            // One that is gone already has let go.
-            let _gone = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        Ok(())
+    }
+
+    /// The supervisor of the run that is on record, unless that is over. Records outlive their runs and
+    /// process ids come again: it must also call itself what a supervisor is called.
+    fn supervisor(&self) -> Result<Option<Pid>> {
+        let Some(run) = self.run_record()? else { return Ok(None) };
+        if self.exit_record()?.is_some_and(|exit| exit.run_id == run.run_id) {
+            return Ok(None);
         }
-        self.wait_until_free()
+        let command_line = fs::read(format!("/proc/{}/cmdline", run.pid)).unwrap_or_default();
+        let mut words = command_line.split(|byte| *byte == 0);
+        let is_supervisor = words.next() == Some(Role::Supervisor.argv0().as_bytes());
+        let pid = i32::try_from(run.pid).ok().filter(|_| is_supervisor);
+        Ok(pid.map(Pid::from_raw))
     }
 
     /// Whether a process owns the sandbox now. Changes nothing.
@@ -161,11 +188,40 @@ impl SandboxDir {
     /// # Errors
     /// [`Error::File`] naming the directory; what could be removed is gone then.
     pub fn remove(&self, _held: &SandboxLock) -> Result<()> {
-        self.remove_all()
+        // Out of the way first: whoever looks at the name from then on finds nothing, and makes a
+        // directory of its own instead of putting its lock into one that is being emptied.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let gone = self.root.with_file_name(format!("{GONE}{}-{number}", std::process::id()));
+        match fs::rename(&self.root, &gone) {
+            Ok(()) => remove_tree_if_there(&gone),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(Error::file("remove", &self.root)(source)),
+        }
     }
 
+    /// As [`SandboxDir::remove`], by a supervisor, which is not let to rename what lies beside it:
+    /// what another process puts there meanwhile keeps the directory, until the next command clears it.
     pub(crate) fn remove_all(&self) -> Result<()> {
         remove_tree_if_there(&self.root)
+    }
+
+    /// Removes what removals that were killed have left in a folder of sandboxes.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn finish_removals(folder: &Path) -> Result<()> {
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(Error::file("read", folder)(source)),
+        };
+        for entry in entries.flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(GONE.as_bytes()) {
+                remove_tree_if_there(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn remove_all_but_records(&self) -> Result<()> {
@@ -189,23 +245,59 @@ impl SandboxDir {
         read_json(&self.root.join(EXIT))
     }
 
-    /// The last run and its end, read by who holds the sandbox: a run without an exit record was
-    /// ended by the death of its supervisor.
+    /// The last run and its end; `None` where there was no run, and while it runs. Changes nothing.
+    ///
+    /// A run that nobody goes on with and that has no exit record was ended by the death of its
+    /// supervisor: that is told as an end, too.
     ///
     /// # Errors
     /// [`Error::File`] when a record is there and cannot be read.
-    pub fn last_end(&self, _held: &SandboxLock) -> Result<Option<(RunRecord, ExitRecord)>> {
-        let Some(run) = self.run_record()? else { return Ok(None) };
-        let exit = self.exit_record()?.filter(|exit| exit.run_id == run.run_id);
-        let exit = exit.unwrap_or_else(|| ExitRecord {
+    pub fn last_end(&self) -> Result<Option<(RunRecord, ExitRecord)>> {
+        self.last_end_where(|| self.is_held())
+    }
+
+    /// As [`SandboxDir::last_end`], read by who holds the sandbox without running it.
+    ///
+    /// # Errors
+    /// As [`SandboxDir::last_end`].
+    pub fn last_end_held(&self, _held: &SandboxLock) -> Result<Option<(RunRecord, ExitRecord)>> {
+        self.last_end_where(|| Ok(false))
+    }
+
+    fn last_end_where(
+        &self,
+        runs: impl Fn() -> Result<bool>,
+    ) -> Result<Option<(RunRecord, ExitRecord)>> {
+        loop {
+            let Some(run) = self.run_record()? else { return Ok(None) };
+            // Asked before the record is looked for: that is written before the lock is freed.
+            let runs = runs()?;
+            let exit = self.exit_record()?.filter(|exit| exit.run_id == run.run_id);
+            if exit.is_none() && runs {
+                return Ok(None);
+            }
+            // The next run writes its own record first and then removes this one's end.
+            if self.run_record()?.is_none_or(|now| now.run_id != run.run_id) {
+                continue;
+            }
+            let exit = exit.unwrap_or_else(|| self.killed_supervisor(&run));
+            return Ok(Some((run, exit)));
+        }
+    }
+
+    /// The end that nobody could write down. The supervisor's last sign of life says when: a file it
+    /// wrote.
+    fn killed_supervisor(&self, run: &RunRecord) -> ExitRecord {
+        let wrote = [self.root.join(RUN), self.kernel_log_path(), self.exec_log_path()];
+        let times = wrote.iter().filter_map(|path| path.metadata().ok()?.modified().ok());
+        ExitRecord {
             run_id: run.run_id.clone(),
             reason: EndReason::SupervisorKilled,
-            at: Utc::now(),
+            at: times.max().map_or_else(Utc::now, DateTime::from),
             forced: true,
             vmm_exit: None,
             console_tail: String::new(),
-        });
-        Ok(Some((run, exit)))
+        }
     }
 
     /// Finds space for the records of a run, before anything is started that may fill the disk.
@@ -265,6 +357,8 @@ impl SandboxDir {
     }
 }
 
+/// What directories of removed sandboxes are called until they are gone. No sandbox is called so.
+const GONE: &str = ".gone-";
 const LOGS: &str = "logs";
 const RUN: &str = "run.json";
 const EXIT: &str = "exit.json";

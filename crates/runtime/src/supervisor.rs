@@ -12,6 +12,7 @@
 //! told what is right: it holds the lock, starts the VMM, and writes down how it ended.
 
 mod boot;
+mod clock;
 pub(crate) mod confined;
 mod console;
 mod limits;

@@ -62,7 +62,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             entry.name,
             entry.started_at.to_rfc3339_opts(SecondsFormat::Secs, true),
             (entry.ended_at - entry.started_at).num_seconds().to_string(),
-            entry.end.message,
+            if entry.forced { entry.end.message + " (killed)" } else { entry.end.message },
         ]);
     }
     output::line(table)

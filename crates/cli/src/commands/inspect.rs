@@ -86,6 +86,7 @@ struct End {
     #[serde(flatten)]
     reason: EndReason,
     message: String,
+    forced: bool,
     console_tail: Option<String>,
 }
 
@@ -130,8 +131,9 @@ impl Inspection {
 
 impl From<RunInfo> for LastRun {
     fn from(run: RunInfo) -> Self {
-        let console_tail = run.console_tail;
-        let end = |reason: EndReason| End { message: reason.to_string(), reason, console_tail };
+        let (forced, console_tail) = (run.forced, run.console_tail);
+        let message = |reason: &EndReason| reason.to_string();
+        let end = |reason| End { message: message(&reason), reason, forced, console_tail };
         Self {
             vmm: run.vmm,
             accel: run.accel,

@@ -4,6 +4,7 @@ use microsandbox::SandboxHandle;
 
 use crate::{
     boot,
+    commands::stop::stop_within,
     selection::{Grace, Missing, Selection},
 };
 
@@ -23,7 +24,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut quiet = args.quiet;
     let restart = async |sandbox: SandboxHandle| {
-        sandbox.stop_within(args.grace.time).await?;
+        stop_within(&sandbox, args.grace.time).await?;
         boot::start(&sandbox, &mut quiet).await
     };
     args.selection.each(Missing::Fail, |_| true, restart).await

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use microsandbox::{EndReason, SandboxHandle};
+
 use crate::{
     report,
     selection::{Grace, Missing, Selection},
@@ -25,16 +27,21 @@ pub(crate) struct Args {
 /// Stops them one after the other, and says the name of each.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let time = if args.force { Duration::ZERO } else { args.grace.time };
-    let stop = async |sandbox: microsandbox::SandboxHandle| {
+    let stop = async |sandbox: SandboxHandle| {
         if args.drain {
             return Ok(sandbox.connect().await?.drain().await?);
         }
-        let ended = sandbox.stop_within(time).await?;
-        if ended.forced && !args.force {
-            let name = sandbox.name();
-            report::note(format_args!("sandbox '{name}' did not end in time and was killed"));
-        }
-        Ok(())
+        stop_within(&sandbox, time).await
     };
     args.selection.each(Missing::Fail, |sandbox| sandbox.status().is_alive(), stop).await
+}
+
+/// Stops it, and says so when it had to be killed although it was given time.
+pub(crate) async fn stop_within(sandbox: &SandboxHandle, time: Duration) -> anyhow::Result<()> {
+    let ended = sandbox.stop_within(time).await?;
+    if ended.forced && ended.reason == Some(EndReason::StopRequested) && !time.is_zero() {
+        let name = sandbox.name();
+        report::note(format_args!("sandbox '{name}' did not end in time and was killed"));
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use microsandbox::{EndReason, Sandbox, SandboxStatus};
+use microsandbox::{Sandbox, SandboxStatus};
 
 use crate::output;
 
@@ -21,8 +21,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let ended = Sandbox::get(&args.name).await?.wait_until_stopped().await?;
     match &ended.reason {
         Some(reason) => output::line(reason)?,
-        None if ended.status == SandboxStatus::Created => output::line("it never ran")?,
-        None => output::line(EndReason::SupervisorKilled)?,
+        None => output::line("it never ran")?,
     }
     if ended.status != SandboxStatus::Crashed {
         return Ok(ExitCode::SUCCESS);

@@ -4,6 +4,8 @@
 //! where a guest and images are; without it these tests fail and say so.
 #![expect(clippy::unwrap_used, reason = "these are tests, their helpers included")]
 
+mod causes;
+mod contention;
 mod copies;
 mod doctor;
 mod documents;
@@ -15,6 +17,7 @@ mod jobs;
 mod lifecycle;
 mod logs;
 mod pulls;
+mod reading;
 mod refusals;
 mod registry;
 mod runs;

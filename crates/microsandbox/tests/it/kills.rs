@@ -6,22 +6,27 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
-use microsandbox::{MicrosandboxError, Sandbox, SandboxHandle, Snapshot, env};
-use tokio::time::timeout;
+use microsandbox::{
+    MicrosandboxError, Sandbox, SandboxHandle, Snapshot, env,
+    image::{Image, StorePart},
+};
+use tokio::{sync::OnceCell, time::timeout};
 
 use self::{
-    Found::{Either, Nothing, Sandbox as Kept},
+    Found::{Either, New, Nothing, Old},
     Victim::{Owner, Supervisor, Vmm},
 };
 use crate::{
     directory,
-    lifecycle::{eventually, pid_in_record, processes_of},
+    lifecycle::{eventually, pid_in_record, processes_of, signal},
     runtime, sandbox,
     snapshots::snapshots_left,
 };
@@ -44,9 +49,11 @@ enum Victim {
 enum Found {
     /// No sandbox of that name.
     Nothing,
-    /// The sandbox with all that was in it.
-    Sandbox,
-    /// One of the two: what is killed and who hears of it first is a race.
+    /// The sandbox that was there before, with all that was in it.
+    Old,
+    /// The sandbox that was to be made.
+    New,
+    /// A new one or none: what is killed and who hears of it first is a race.
     Either,
 }
 
@@ -61,26 +68,30 @@ const CASES: &[Case] = &[
     ("create", "supervisor.vmm", &[(Owner, Nothing), (Supervisor, Nothing), (Vmm, Nothing)]),
     ("create", "supervisor.hello", &[(Owner, Nothing), (Supervisor, Nothing), (Vmm, Nothing)]),
     ("create", "supervisor.ready", &[(Owner, Nothing), (Supervisor, Nothing), (Vmm, Either)]),
-    ("create", "create.booted", &[(Owner, Nothing), (Supervisor, Kept), (Vmm, Kept)]),
-    ("create", "create.kept", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
-    ("start", "start.locked", &[(Owner, Kept)]),
-    ("start", "start.remembered", &[(Owner, Kept)]),
-    ("start", "supervisor.begun", &[(Owner, Kept), (Supervisor, Kept)]),
-    ("start", "supervisor.vmm", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
-    ("start", "supervisor.hello", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
-    ("start", "supervisor.ready", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
-    ("exec", "exec.started", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
-    ("stop", "stop.asked", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
-    ("cycle", "supervisor.stopping", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
-    ("cycle", "supervisor.recorded", &[(Owner, Kept), (Supervisor, Kept)]),
-    ("cycle", "supervisor.unlocked", &[(Owner, Kept), (Supervisor, Kept)]),
-    ("pause", "supervisor.paused", &[(Owner, Kept), (Supervisor, Kept), (Vmm, Kept)]),
-    ("replace", "replace.stopped", &[(Owner, Kept)]),
+    ("create", "create.booted", &[(Owner, Nothing), (Supervisor, New), (Vmm, New)]),
+    ("create", "create.kept", &[(Owner, New), (Supervisor, New), (Vmm, New)]),
+    ("start", "start.locked", &[(Owner, Old)]),
+    ("start", "start.remembered", &[(Owner, Old)]),
+    ("start", "supervisor.begun", &[(Owner, Old), (Supervisor, Old)]),
+    ("start", "supervisor.vmm", &[(Owner, Old), (Supervisor, Old), (Vmm, Old)]),
+    ("start", "supervisor.hello", &[(Owner, Old), (Supervisor, Old), (Vmm, Old)]),
+    ("start", "supervisor.ready", &[(Owner, Old), (Supervisor, Old), (Vmm, Old)]),
+    ("exec", "exec.started", &[(Owner, Old), (Supervisor, Old), (Vmm, Old)]),
+    ("stop", "stop.asked", &[(Owner, Old), (Supervisor, Old), (Vmm, Old)]),
+    ("cycle", "supervisor.stopping", &[(Owner, Old), (Supervisor, Old), (Vmm, Old)]),
+    ("cycle", "supervisor.recorded", &[(Owner, Old), (Supervisor, Old)]),
+    ("cycle", "supervisor.unlocked", &[(Owner, Old), (Supervisor, Old)]),
+    ("pause", "supervisor.paused", &[(Owner, Old), (Supervisor, Old), (Vmm, Old)]),
+    ("replace", "replace.stopped", &[(Owner, Old)]),
     ("replace", "replace.removed", &[(Owner, Nothing)]),
-    ("remove", "remove.locked", &[(Owner, Kept)]),
+    ("replace", "create.defined", &[(Owner, Nothing)]),
+    ("replace", "supervisor.begun", &[(Owner, Nothing), (Supervisor, Nothing)]),
+    ("replace", "supervisor.hello", &[(Owner, Nothing), (Supervisor, Nothing), (Vmm, Nothing)]),
+    ("replace", "create.kept", &[(Owner, New), (Supervisor, New), (Vmm, New)]),
+    ("remove", "remove.locked", &[(Owner, Old)]),
     ("remove", "remove.undefined", &[(Owner, Nothing)]),
-    ("snapshot", "snapshot.locked", &[(Owner, Kept)]),
-    ("snapshot", "snapshot.copied", &[(Owner, Kept)]),
+    ("snapshot", "snapshot.locked", &[(Owner, Old)]),
+    ("snapshot", "snapshot.copied", &[(Owner, Old)]),
     ("restore", "create.formatted", &[(Owner, Nothing)]),
 ];
 
@@ -143,7 +154,6 @@ async fn survive(
             }
         }
     }
-    let has_data = operation != "create";
     if found == Nothing {
         // The next command of another test may be at it, and holds it meanwhile.
         eventually("nothing", async || Ok(find(name).await?.is_none())).await?;
@@ -153,7 +163,7 @@ async fn survive(
             let fresh = sandbox(name).create().await.context("create it")?;
             ensure!(fresh.shell("echo fresh").await?.stdout()? == "fresh\n");
         }
-        (Some(handle), Kept | Either) => use_again(&handle, has_data).await?,
+        (Some(handle), Old | New | Either) => use_again(&handle, found == Old).await?,
         (handle, _) => bail!("found {handle:?}"),
     }
     if matches!(operation, "snapshot" | "restore") {
@@ -196,9 +206,11 @@ async fn set_up(operation: &str, name: &str) -> Result<()> {
     if operation == "create" {
         return Ok(());
     }
-    let first = sandbox(name).create().await?;
-    ensure!(first.shell("echo kept > /root/kept").await?.status().success);
-    first.stop().await?;
+    sandbox(name).define().await?;
+    let disk = directory(name).join("upper.ext4");
+    let used = used_disk().await?;
+    let copied = Command::new("cp").arg("--sparse=always").arg(used).arg(disk).status()?;
+    ensure!(copied.success(), "copy a disk");
     if matches!(operation, "exec" | "stop" | "replace") {
         Sandbox::start_detached(name).await?;
     }
@@ -207,6 +219,18 @@ async fn set_up(operation: &str, name: &str) -> Result<()> {
         Sandbox::remove(name).await?;
     }
     Ok(())
+}
+
+/// A disk on which a sandbox has written `/root/kept`: one boot for all cases.
+async fn used_disk() -> Result<&'static PathBuf> {
+    static DISK: OnceCell<PathBuf> = OnceCell::const_new();
+    DISK.get_or_try_init(async || {
+        let first = sandbox("kept").create().await?;
+        ensure!(first.shell("echo kept > /root/kept").await?.status().success);
+        first.stop().await?;
+        Ok(directory("kept").join("upper.ext4"))
+    })
+    .await
 }
 
 /// The owner's part: does the operation, and stops at the step.
@@ -271,12 +295,6 @@ fn only_child(pid: u32) -> Result<u32> {
     children.trim().parse().with_context(|| format!("one child: {children:?}"))
 }
 
-fn signal(signal: &str, pid: u32) -> Result<()> {
-    let status = Command::new("kill").args(["-s", signal, &pid.to_string()]).status()?;
-    ensure!(status.success(), "kill -s {signal} {pid}");
-    Ok(())
-}
-
 async fn find(name: &str) -> Result<Option<SandboxHandle>> {
     match Sandbox::get(name).await {
         Ok(handle) => Ok(Some(handle)),
@@ -306,5 +324,34 @@ async fn clear_away(name: &str) -> Result<()> {
     handle.remove().await?;
     ensure!(find(name).await?.is_none(), "a row is left");
     ensure!(!directory(name).exists(), "its directory is left");
-    eventually("no process", async || Ok(processes_of(name)?.is_empty())).await
+    eventually("no process", async || Ok(processes_of(name)?.is_empty())).await?;
+    eventually("no open file of it", async || Ok(open_files_below(&directory(name))? == 0)).await?;
+    // Its image is as it was: nothing half made, nothing unknown, and every byte accounted for.
+    let usage = Image::usage().await?;
+    for part in &usage.parts {
+        let is_clean = !matches!(part.part, StorePart::Other | StorePart::Unfinished);
+        ensure!(is_clean || part.count == 0, "left in the image store: {part:?}");
+    }
+    let walked = disk_use(&directory("..").join("images"))?;
+    ensure!(usage.total_bytes == walked, "{walked} bytes in the image store, told: {usage:?}");
+    Ok(())
+}
+
+/// Files of a sandbox that this process, who did all the ordinary commands, has open: locks among them.
+fn open_files_below(directory: &Path) -> Result<usize> {
+    let open = fs::read_dir("/proc/self/fd")?.flatten();
+    let open = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+    Ok(open.filter(|path| path.starts_with(directory)).count())
+}
+
+/// Bytes of disk below a path, as `du` counts them.
+fn disk_use(path: &Path) -> Result<u64> {
+    let meta = path.symlink_metadata()?;
+    let mut bytes = meta.blocks() * 512;
+    if meta.is_dir() {
+        for entry in fs::read_dir(path)? {
+            bytes += disk_use(&entry?.path())?;
+        }
+    }
+    Ok(bytes)
 }

@@ -80,9 +80,14 @@ pub(crate) fn pid_in_record(name: &str, member: &str) -> Result<String> {
     Ok(digits)
 }
 
-pub(crate) fn kill_9(pid: &str) -> Result<()> {
-    ensure!(Command::new("kill").args(["-9", pid]).status()?.success(), "kill {pid}");
+pub(crate) fn signal(signal: &str, pid: u32) -> Result<()> {
+    let status = Command::new("kill").args(["-s", signal, &pid.to_string()]).status()?;
+    ensure!(status.success(), "kill -s {signal} {pid}");
     Ok(())
+}
+
+pub(crate) fn kill_9(pid: &str) -> Result<()> {
+    signal("KILL", pid.parse()?)
 }
 
 async fn written_survives() -> Result<()> {
@@ -162,7 +167,8 @@ async fn killed_supervisor() -> Result<()> {
     let sandbox = sandbox("orphan").create().await?;
     kill_9(&pid_in_record("orphan", "pid")?)?;
     sandbox.wait().await?;
-    ensure!(ends_with("orphan", SandboxStatus::Crashed).await?.is_none());
+    let end = ends_with("orphan", SandboxStatus::Crashed).await?;
+    ensure!(end == Some(EndReason::SupervisorKilled), "{end:?}");
     eventually("no process", async || Ok(processes_of("orphan")?.is_empty())).await?;
     let restarted = Sandbox::start("orphan").await?;
     ensure!(restarted.shell("echo again").await?.stdout()? == "again\n");

@@ -2,11 +2,13 @@
 //!
 //! `cargo xtask test` says where a guest and images are; without it these tests fail and say so.
 
+mod clock;
 mod ends;
 mod exec;
 mod fidelity;
 mod files;
 mod flow;
+mod handles;
 mod jobs;
 #[cfg(feature = "stop-at-step")]
 mod kills;
@@ -78,11 +80,13 @@ fn run_in_fresh_home() -> Result<ExitCode> {
 
 fn trials() -> Vec<Trial> {
     let trials = [
+        clock::trials(),
         ends::trials(),
         exec::trials(),
         fidelity::trials(),
         files::trials(),
         flow::trials(),
+        handles::trials(),
         jobs::trials(),
         #[cfg(feature = "stop-at-step")]
         kills::trials(),

@@ -7,12 +7,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use microsandbox_protocol::{Bootstrap, Disk, Hello, Message, Ready, Root, Timestamp, Upper};
+use microsandbox_protocol::{Bootstrap, Disk, Hello, Message, Ready, Root, Upper};
 use tokio::time::Instant;
 
 use super::{
+    clock,
     console::BoundedLog,
-    machine::{Failed, Machine, failed},
+    machine::{Failed, Machine, failed, refused},
 };
 use crate::{
     Applied, BootStep, ConfinementRecord, LaunchConfig, RunRecord, SandboxDir,
@@ -58,7 +59,8 @@ pub(super) async fn boot(
     let vm = Vm { vmm: &config.vmm, spec: &spec, confinement: &config.confinement };
     let started = BoundedLog::open(dir.kernel_log_path())
         .and_then(|log| Machine::start(&config.name, vm, Some(log)));
-    let machine = slot.insert(started.map_err(|error| failed(BootStep::Vmm)(error.to_string()))?);
+    let started = started.map_err(|error| refused(BootStep::Vmm, error.to_string(), &error));
+    let machine = slot.insert(started?);
     step::reached("supervisor.vmm");
     record.vmm_pid = machine.child.id();
     record.boot.vmm_us = elapsed_us(config);
@@ -112,14 +114,10 @@ const RESTORE_TIMEOUT: Duration = Duration::from_secs(20);
 const SELF_TEST_STREAM: u32 = 1;
 
 fn bootstrap(config: &LaunchConfig) -> io::Result<Bootstrap> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut entropy = vec![0; ENTROPY_BYTES];
     File::open("/dev/urandom")?.read_exact(&mut entropy)?;
     Ok(Bootstrap {
-        wall_clock: Timestamp {
-            seconds: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
-            nanoseconds: now.subsec_nanos(),
-        },
+        wall_clock: clock::now(),
         entropy,
         hostname: config.hostname.clone(),
         root: Root { lower: Disk(0), upper: Upper::Disk(Disk(1)) },

@@ -21,9 +21,12 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::console::{BoundedLog, Tail, follow};
+use super::{
+    clock::ClockWatch,
+    console::{BoundedLog, Tail, follow},
+};
 use crate::{
-    Applied, BootStep, EndReason, Program, VmmKind,
+    Applied, BootStep, EndReason, Program, VmmExit, VmmKind,
     checkpoint::Checkpoint,
     link::{FrameReader, FrameSender},
     vmm::{
@@ -47,6 +50,8 @@ pub(crate) struct Machine {
     pub(crate) qmp: Option<Qmp>,
     /// The guest's memory, where the driver can save and restore it.
     pub(crate) memory: Arc<File>,
+    /// Watched from before the guest is told the time.
+    pub(crate) clock: ClockWatch,
     /// The guest's console.
     pub(crate) console: Tail,
     /// What the VMM itself says.
@@ -61,7 +66,12 @@ pub(crate) struct Machine {
 pub(crate) type Failed = EndReason;
 
 pub(crate) fn failed(step: BootStep) -> impl Fn(String) -> Failed {
-    move |detail| EndReason::BootFailed { step, detail }
+    move |detail| EndReason::BootFailed { step, detail, errno: None }
+}
+
+/// As [`failed`], where a kernel said why.
+pub(crate) fn refused(step: BootStep, detail: String, why: &io::Error) -> Failed {
+    EndReason::BootFailed { step, detail, errno: why.raw_os_error() }
 }
 
 impl Machine {
@@ -94,6 +104,7 @@ impl Machine {
             vmm: vm.vmm.kind,
             qmp: driver.has_monitor().then(|| Qmp::open(monitor.into())).transpose()?,
             memory: Arc::new(memory),
+            clock: ClockWatch::new()?,
             console,
             vmm_words,
             console_read,
@@ -165,7 +176,10 @@ impl Machine {
     ) -> Result<Frame, Failed> {
         match timeout_at(deadline, self.port.next()).await {
             Ok(Ok(Some(frame))) => Ok(frame),
-            Ok(Ok(None)) => Err(failed(step)(self.explain_end().await)),
+            Ok(Ok(None)) => Err(self.why_gone().await.unwrap_or_else(|| {
+                let said = self.console.last_line().unwrap_or_else(|| "it said nothing".into());
+                failed(step)(format!("the guest powered off: {said}"))
+            })),
             Ok(Err(error)) => Err(failed(step)(error.to_string())),
             Err(_) => {
                 let said = self.console.last_line();
@@ -181,7 +195,7 @@ impl Machine {
         if let Ok(guest) = BootFailed::from_frame(&frame) {
             let why = io::Error::from_raw_os_error(guest.errno);
             let step = BootStep::Guest(guest.stage);
-            return Err(failed(step)(format!("{}: {why}", guest.object)));
+            return Err(refused(step, format!("{}: {why}", guest.object), &why));
         }
         Ready::from_frame(&frame)
             .map_err(|error| failed(BootStep::Guest(0.into()))(error.to_string()))
@@ -209,18 +223,27 @@ impl Machine {
         }
     }
 
-    /// Why the VMM went away: a panic on the console, or its own last words.
-    async fn explain_end(&mut self) -> String {
+    /// Why the machine went away without a word of the agent; `None` when the guest ended it.
+    pub(crate) async fn why_gone(&mut self) -> Option<EndReason> {
         let status = timeout(EXIT_GRACE, self.child.wait()).await;
         let _read_or_late = timeout(EXIT_GRACE, &mut self.console_read).await;
         if let Some(line) = self.console.line_with(PANIC) {
-            return format!("the guest kernel panicked: {line}");
+            return Some(EndReason::of_panic(line));
         }
-        let said = self.vmm_words.last_line().or_else(|| self.console.last_line());
-        let said = said.unwrap_or_else(|| "it said nothing".into());
         match status {
-            Ok(Ok(status)) => format!("the VMM ended with {status}: {said}"),
-            _ => format!("the VMM closed its port: {said}"),
+            Ok(Ok(status)) if status.success() => None,
+            Ok(Ok(status)) => Some(match VmmExit::of(status) {
+                VmmExit::Signal(signal) => EndReason::VmmCrashed { signal },
+                VmmExit::Code(code) => {
+                    let detail = self.vmm_words.last_line();
+                    let detail = detail.unwrap_or_else(|| "it said nothing".into());
+                    EndReason::VmmFailed { code, detail }
+                }
+            }),
+            _ => {
+                let detail = "the VMM closed its port and lives on".into();
+                Some(EndReason::AgentLost { detail })
+            }
         }
     }
 }
@@ -251,7 +274,7 @@ fn explained(error: &dyn std::error::Error) -> String {
 }
 
 /// What a dying Linux kernel prints (`kernel/panic.c`).
-pub(crate) const PANIC: &str = "Kernel panic - not syncing";
+const PANIC: &str = "Kernel panic - not syncing";
 
-/// Time for a VMM whose port has closed to be gone.
-const EXIT_GRACE: Duration = Duration::from_secs(1);
+/// Time for a VMM whose port has closed to be gone, and for the console to be read to its end.
+const EXIT_GRACE: Duration = Duration::from_secs(5);

@@ -154,6 +154,11 @@ impl Relay {
         }
     }
 
+    /// Where frames for the guest go.
+    pub(super) fn agent(&self) -> &FrameSender {
+        &self.agent
+    }
+
     /// Whether nobody has anything under way in the guest.
     pub(super) fn is_idle(&self) -> bool {
         self.streams.is_empty()

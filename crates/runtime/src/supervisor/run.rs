@@ -2,8 +2,7 @@
 
 use std::{
     io,
-    os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream, process::ExitStatusExt},
-    process::ExitStatus,
+    os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
     time::Duration,
 };
 
@@ -20,9 +19,10 @@ use tokio::{
 use super::{
     Orders,
     boot::elapsed_us,
+    clock::set_guest_clock,
     confined,
     limits::Limits,
-    machine::{Machine, PANIC},
+    machine::Machine,
     relay::{ClientId, GuestNews, Relay, Wish},
     standstill::{Settled, Standstill},
     start::Source,
@@ -251,7 +251,10 @@ impl<'a> Session<'a> {
                         Ok(GuestNews::Stopped) => return (self.reason_for_end(), false),
                         Err(lie) => return (EndReason::AgentLost { detail: lie.0 }, true),
                     },
-                    Ok(None) => return (self.why_gone(machine).await, false),
+                    Ok(None) => {
+                        let why = machine.why_gone().await;
+                        return (why.unwrap_or_else(|| self.reason_for_end()), false);
+                    }
                     Err(error) => {
                         return (EndReason::AgentLost { detail: error.to_string() }, true);
                     }
@@ -286,6 +289,7 @@ impl<'a> Session<'a> {
                     }
                 },
                 settled = self.standstill.settled() => self.settle(settled, record),
+                () = machine.clock.jumped() => set_guest_clock(&machine.agent),
                 accepted = self.listener.accept() => match accepted {
                     Ok((socket, _)) => self.welcome(socket),
                     Err(error) => tracing::warn!(%error, "accept a client"),
@@ -365,6 +369,7 @@ impl<'a> Session<'a> {
             self.limits.suspend();
         } else {
             self.limits.go_on();
+            set_guest_clock(self.relay.agent());
         }
         record.paused = paused;
         self.write_record(record);
@@ -410,26 +415,6 @@ impl<'a> Session<'a> {
     fn reason_for_end(&mut self) -> EndReason {
         self.stopping.take().map_or(EndReason::GuestPoweredOff, |stopping| stopping.reason)
     }
-
-    /// Why the machine went away without a word of the agent.
-    async fn why_gone(&mut self, machine: &mut Machine) -> EndReason {
-        let status = timeout(KILL_GRACE, machine.child.wait()).await;
-        let _read_or_late = timeout(KILL_GRACE, &mut machine.console_read).await;
-        if let Some(line) = machine.console.line_with(PANIC) {
-            return EndReason::of_panic(line);
-        }
-        match status {
-            Ok(Ok(status)) if status.success() => self.reason_for_end(),
-            Ok(Ok(status)) => match vmm_exit(status) {
-                VmmExit::Signal(signal) => EndReason::VmmCrashed { signal },
-                VmmExit::Code(code) => {
-                    let detail = machine.vmm_words.last_line().unwrap_or_default();
-                    EndReason::VmmFailed { code, detail }
-                }
-            },
-            _ => EndReason::AgentLost { detail: "the VMM closed its port and lives on".into() },
-        }
-    }
 }
 
 impl Machine {
@@ -443,7 +428,7 @@ impl Machine {
         }
         let mut record = exit_record(config, reason, self.console.text());
         record.forced = forced;
-        record.vmm_exit = status.ok().and_then(Result::ok).map(vmm_exit);
+        record.vmm_exit = status.ok().and_then(Result::ok).map(VmmExit::of);
         record
     }
 }
@@ -457,10 +442,6 @@ fn exit_record(config: &LaunchConfig, reason: EndReason, console_tail: String) -
         vmm_exit: None,
         console_tail,
     }
-}
-
-fn vmm_exit(status: ExitStatus) -> VmmExit {
-    status.signal().map_or_else(|| VmmExit::Code(status.code().unwrap_or(-1)), VmmExit::Signal)
 }
 
 /// Those who may end the run from outside: the launcher that owns it, and a signal.

@@ -105,6 +105,7 @@ mod tests {
                 disk("upper", "upper", DiskFormat::Raw, false),
             ],
             incoming: false,
+            arguments: String::new(),
         }
     }
 

@@ -138,7 +138,7 @@ fn missing_disk() -> Result<()> {
     let program = Some(PathBuf::from("/usr/bin/qemu-system-x86_64"));
     let vmm = SelectedVmm { kind: VmmKind::Qemu, accel: Accel::Tcg, program, tsc_khz: None };
     match end_of_boot(vmm, Duration::from_secs(60))? {
-        EndReason::BootFailed { step: BootStep::Guest(_), detail } => {
+        EndReason::BootFailed { step: BootStep::Guest(_), detail, .. } => {
             ensure!(detail.contains("/dev/vda"), "{detail}");
             Ok(())
         }
