@@ -36,6 +36,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("walls::stand_around_a_running_sandbox", stand),
         trial("walls::a_vmm_has_its_own_files_open_and_no_others", open_files),
         trial("walls::that_are_left_out_are_missed", left_out),
+        trial("walls::that_the_host_lacks_are_done_without_or_missed", lacking),
         trial("walls::a_supervisor_that_is_told_to_end_stops_the_guest", told_to_end),
         trial("walls::a_supervisor_cannot_get_out", supervisor),
         trial("walls::nothing_beyond_the_list_is_opened_in_a_start", trace),
@@ -147,6 +148,30 @@ async fn left_out() -> Result<()> {
     let refused = owner(name, "lanlock")?.output()?;
     let told = String::from_utf8_lossy(&refused.stderr);
     ensure!(!refused.status.success() && told.contains("MSB_CONFINEMENT"), "{told}");
+    Ok(())
+}
+
+/// A host on which users make no namespaces: in one of its own, a process may set the limit to none.
+async fn lacking() -> Result<()> {
+    let name = "walled-lower";
+    sandbox(name).create().await?.stop().await?;
+    let start = |wish: &str| -> Result<std::process::Output> {
+        let wished = owner(name, wish)?;
+        let mut owner = Command::new("unshare");
+        let limited = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\"";
+        owner.args(["--user", "--map-root-user", "sh", "-c", limited]).arg(wished.get_program());
+        owner.envs(wished.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Ok(owner.output()?)
+    };
+    let refused = start("required")?;
+    let told = String::from_utf8_lossy(&refused.stderr);
+    ensure!(!refused.status.success() && told.contains("confine the sandbox with namespaces"), "{told}");
+    let done = start("auto")?;
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let handle = Sandbox::get(name).await?;
+    handle.wait_until_stopped().await?;
+    let confinement = handle.last_run()?.context("a run")?.confinement.context("walls")?;
+    ensure!(confinement.vmm.layers == [Layer::Landlock, Layer::Seccomp], "{confinement:?}");
     Ok(())
 }
 

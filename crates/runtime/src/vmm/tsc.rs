@@ -39,16 +39,25 @@ pub fn host_tsc_khz(cache: &Path) -> Option<u32> {
         return None;
     }
     let boot_id = boot_id();
-    let kept = fs::read(cache).ok().and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
-    if let Some(kept) = kept.filter(|kept| kept.boot_id == boot_id) {
-        return Some(kept.khz);
+    if let Some(khz) = kept(cache, &boot_id) {
+        return Some(khz);
     }
     let khz = measure()?;
+    // Who starts at the same time measures another rate, a little off. Machines of one template must be
+    // told the same: the first one counts.
+    if let Some(khz) = kept(cache, &boot_id) {
+        return Some(khz);
+    }
     if let Err(error) = write_whole(cache, &Kept { boot_id, khz }) {
         // The next command measures again.
         tracing::debug!(path = %cache.display(), %error, "could not keep the counter's rate");
     }
     Some(khz)
+}
+
+fn kept(cache: &Path, boot_id: &str) -> Option<u32> {
+    let kept: Kept = serde_json::from_slice(&fs::read(cache).ok()?).ok()?;
+    (kept.boot_id == boot_id).then_some(kept.khz)
 }
 
 fn measure() -> Option<u32> {

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Trial::test("a_guest_without_disks_says_which_is_missing", || told(missing_disk)),
         Trial::test("another_build_is_refused_by_name", || told(other_build)),
         Trial::test("a_program_that_knows_no_role_is_named", || told(no_microsandbox)),
+        Trial::test("an_ephemeral_sandbox_without_owner_removes_itself", || told(removes_itself)),
         Trial::test("a_probe_is_kept_until_the_host_boots_again", || told(probe_is_kept)),
     ];
     tests.extend(escapes::trials());
@@ -186,6 +187,45 @@ fn no_microsandbox() -> Result<()> {
     let error = refusal_of(&Program::at("/bin/true"))?;
     let Error::ProgramSilent { program, ended } = &error else { bail!("{error:?}") };
     ensure!(program == Path::new("/bin/true") && ended.contains("exit status: 0"), "{error:?}");
+    Ok(())
+}
+
+/// From within its walls, and what lies beside it stays.
+fn removes_itself() -> Result<()> {
+    let home = tempfile::tempdir()?;
+    let (path, other) = (home.path().join("sandbox"), home.path().join("other"));
+    fs::create_dir(&other)?;
+    fs::write(other.join("lock"), "")?;
+    let dir = SandboxDir::new(&path);
+    let lock = dir.create_locked()?;
+    fs::write(home.path().join("lower"), EMPTY_VMDK)?;
+    fs::write(home.path().join("lower.raw"), vec![0; 1 << 20])?;
+    fs::write(dir.upper_path(), vec![0; 1 << 20])?;
+    let program = Some(PathBuf::from("/usr/bin/qemu-system-x86_64"));
+    let vmm = SelectedVmm { kind: VmmKind::Qemu, accel: Accel::Tcg, program, tsc_khz: None };
+    let mut orders = orders(&path, vmm, Duration::from_secs(60))?;
+    orders.lower = home.path().join("lower");
+    orders.ephemeral = true;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let program = own_program().context("init has run")?;
+    // Its owner lets go as soon as the run has begun.
+    runtime.block_on(async {
+        tokio::select! {
+            launched = launch(&program, &orders, lock) => bail!("{launched:?}"),
+            begun = eventually(|| dir.run_record().is_ok_and(|run| run.is_some())) => begun,
+        }
+    })?;
+    runtime.block_on(eventually(|| !path.exists()))?;
+    ensure!(other.join("lock").exists(), "it removed what is not its own");
+    Ok(())
+}
+
+async fn eventually(holds: impl Fn() -> bool) -> Result<()> {
+    let began = std::time::Instant::now();
+    while !holds() {
+        ensure!(began.elapsed() < Duration::from_secs(60), "waited in vain");
+        tokio::task::yield_now().await;
+    }
     Ok(())
 }
 
