@@ -47,24 +47,30 @@ impl<'a> NewFile<'a> {
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {}
             Err(errno) => return Err(errno),
         }
-        Self::create_hidden(directory)
+        Self::create_hidden(directory, mode)
     }
 
-    fn create_hidden(directory: BorrowedFd<'a>) -> Result<Self, Errno> {
-        let (hidden, fd) = HiddenName::find(directory, |name| create_exclusive(directory, name))?;
+    fn create_hidden(directory: BorrowedFd<'a>, mode: Mode) -> Result<Self, Errno> {
+        let make = |name: &CStr| create_exclusive(directory, name, mode);
+        let (hidden, fd) = HiddenName::find(directory, make)?;
         Ok(Self { directory, file: fd.into(), hidden: Some(hidden) })
     }
 
     /// Makes one for bytes that are all at hand: under `name` where that is free, else under a hidden
     /// name, which is several times faster than none in an overlay. Dropping it before it is
-    /// published removes it; a kill in that moment does not.
+    /// published removes it; a kill in that moment does not. It has what the process's mask leaves of
+    /// `mode`.
     ///
     /// # Errors
     /// What the kernel reported.
-    pub(crate) fn create_at(directory: BorrowedFd<'a>, name: &OsStr) -> Result<Self, Errno> {
+    pub(crate) fn create_at(
+        directory: BorrowedFd<'a>,
+        name: &OsStr,
+        mode: Mode,
+    ) -> Result<Self, Errno> {
         let name = c_string(name)?;
-        match create_exclusive(directory, &name) {
-            Err(Errno::EXIST) => Self::create_hidden(directory),
+        match create_exclusive(directory, &name, mode) {
+            Err(Errno::EXIST) => Self::create_hidden(directory, mode),
             made => {
                 let file = made?.into();
                 let hidden = HiddenName { directory, name: Some(name) };
@@ -101,10 +107,10 @@ impl<'a> NewFile<'a> {
     }
 }
 
-fn create_exclusive(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+fn create_exclusive(directory: BorrowedFd<'_>, name: &CStr, mode: Mode) -> Result<OwnedFd, Errno> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
     let flags = flags | OFlags::WRONLY | OFlags::CLOEXEC;
-    rustix::fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
+    rustix::fs::openat(directory, name, flags, mode)
 }
 
 /// Makes a symbolic link, in place of whatever but a directory has that name.

@@ -8,7 +8,7 @@
 use std::{
     ffi::{CString, OsStr, OsString},
     fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, BufReader, Read, Seek, SeekFrom, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -80,7 +80,8 @@ pub fn unpack(input: impl Read, directory: &Path, how: &Unpack) -> Result<()> {
         directories: Vec::new(),
         buffer: vec![0; PIECE],
     };
-    let mut members = Members::new(input);
+    // Headers are read one by one, and a system call for each would cost more than its file.
+    let mut members = Members::new(BufReader::with_capacity(PIECE, input));
     while let Some(member) = members.next()? {
         unpacker.member(&mut members, member)?;
     }
@@ -212,9 +213,11 @@ impl Unpacker<'_> {
         if extents.is_none() && *size <= SMALL {
             let size = usize::try_from(*size).expect("it is small");
             self.whole(members, size)?;
-            let mut new = NewFile::create_at(parent.as_fd(), name).map_err(failed("make"))?;
+            let mode = Mode::from_raw_mode(attributes.mode & 0o777);
+            let new = NewFile::create_at(parent.as_fd(), name, mode);
+            let mut new = new.map_err(failed("make"))?;
             new.file().write_all(&self.buffer[..size]).map_err(Error::file("write", &shown))?;
-            let given = self.give(new.file(), attributes);
+            let given = self.give_new(new.file(), attributes);
             given.map_err(Error::file("set attributes of", &shown))?;
             return new.publish(name).map_err(failed("make"));
         }
@@ -347,15 +350,42 @@ impl Unpacker<'_> {
         Ok(rustix::fs::chmodat(parent, &name, mode, AtFlags::empty())?)
     }
 
+    /// As [`Unpacker::give`], for a file that was made as it is to be as far as possible: each change
+    /// of an inode costs as much as making it.
+    fn give_new(&self, file: &File, attributes: &Attributes) -> io::Result<()> {
+        let stat = rustix::fs::fstat(file)?;
+        let from_stream = self.how.owners == Owners::Stream;
+        if from_stream && (stat.st_uid, stat.st_gid) != (attributes.uid, attributes.gid) {
+            return self.give(file, attributes);
+        }
+        if stat.st_mode & 0o7777 != attributes.mode & self.mode_bits() {
+            return self.give(file, attributes);
+        }
+        self.give_rest(file, attributes)
+    }
+
     /// Sets everything of an open file or directory.
     fn give(&self, fd: impl AsFd, attributes: &Attributes) -> io::Result<()> {
-        let from_stream = self.how.owners == Owners::Stream;
-        if from_stream {
+        if self.how.owners == Owners::Stream {
             let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
             rustix::fs::fchown(&fd, Some(uid), Some(gid))?;
         }
-        let bits = if from_stream { 0o7777 } else { 0o777 };
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(attributes.mode & bits))?;
+        let mode = Mode::from_raw_mode(attributes.mode & self.mode_bits());
+        rustix::fs::fchmod(&fd, mode)?;
+        self.give_rest(fd, attributes)
+    }
+
+    /// What of a member's mode is taken.
+    fn mode_bits(&self) -> u32 {
+        match self.how.owners {
+            Owners::Stream => 0o7777,
+            Owners::Process => 0o777,
+        }
+    }
+
+    /// Sets what comes after owner and mode.
+    fn give_rest(&self, fd: impl AsFd, attributes: &Attributes) -> io::Result<()> {
+        let from_stream = self.how.owners == Owners::Stream;
         for (name, value) in &attributes.xattrs {
             if !from_stream && !name.starts_with(b"user.") {
                 continue;
