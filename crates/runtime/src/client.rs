@@ -102,11 +102,16 @@ impl AgentClient {
         };
         let failed = |source| Error::Connect { path: path.clone(), source };
         let socket = connect().map_err(failed)?;
-        let (input, output) = socket.into_split();
-        let mut reader = FrameReader::new(input, "relay");
         // One that hangs up before a word is about to be gone.
         let gone = || failed(io::ErrorKind::ConnectionAborted.into());
-        let first = reader.next().await?.ok_or_else(gone)?;
+        Self::greet(socket).await?.ok_or_else(gone)
+    }
+
+    /// Hears the welcome of whoever is at the other end; `None` when it hangs up first.
+    async fn greet(socket: UnixStream) -> Result<Option<Self>> {
+        let (input, output) = socket.into_split();
+        let mut reader = FrameReader::new(input, "relay");
+        let Some(first) = reader.next().await? else { return Ok(None) };
         let welcome = Welcome::from_frame(&first)
             .map_err(|source| Error::Protocol { peer: "relay", source })?;
         let (opened, open) = watch::channel(true);
@@ -119,7 +124,7 @@ impl AgentClient {
             end: OnceLock::new(),
         });
         tokio::spawn(dispatch(reader, Arc::downgrade(&shared), opened));
-        Ok(Self { shared })
+        Ok(Some(Self { shared }))
     }
 
     /// What the guest said when it became ready.
@@ -498,5 +503,94 @@ impl StdinWriter {
 
     fn is_closed(&self) -> bool {
         self.state.closed.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use microsandbox_protocol::{
+        BootTimings, ExecDefaults, ExecLimits, ExitStatus, FileOperation, JobOperation, PathBytes,
+        StdinMode, Usage,
+    };
+
+    use super::*;
+
+    /// A client, and the other end: a relay and an agent of generation 1, as their frames have been
+    /// since its beginning.
+    async fn pair() -> (AgentClient, FrameReader<tokio::net::unix::OwnedReadHalf>, FrameSender) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (input, output) = theirs.into_split();
+        let sender = FrameSender::start(output);
+        let ready = Ready {
+            agent_version: "0.0.9".into(),
+            kernel_release: "6.12".into(),
+            timings: BootTimings::default(),
+        };
+        sender.send(Welcome { first_stream: 1 << 16, stream_count: 1 << 16, ready }.to_frame(0));
+        let client = AgentClient::greet(ours).await.unwrap().unwrap();
+        (client, FrameReader::new(input, "client"), sender)
+    }
+
+    fn exec() -> Exec {
+        let ExecDefaults { env, cwd, user } = ExecDefaults::default();
+        Exec {
+            program: Program::Path("true".into()),
+            args: Vec::new(),
+            env,
+            cwd,
+            user,
+            stdin: StdinMode::Null,
+            terminal: None,
+            rlimits: Vec::new(),
+            timeout_ms: None,
+            window: 1024,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_older_agent_refuses_by_name_what_it_does_not_know() {
+        let (client, mut asked, sender) = pair().await;
+        let limited = LimitedExec { exec: exec(), limits: ExecLimits::default() };
+        let mut limited = client.exec_limited(&limited).unwrap();
+        let file = FileOperation::Stat { path: PathBytes::from(b"/".to_vec()), follow: true };
+        let mut file = client.file_call(file).unwrap();
+        let mut job = client.job_call(JobOperation::Describe { id: None }).unwrap();
+        for _ in 0..3 {
+            let frame = asked.next().await.unwrap().unwrap();
+            sender.send(Unsupported { kind: frame.kind }.to_frame(frame.stream));
+        }
+        let refused = [
+            limited.next().await.map(drop).unwrap_err(),
+            file.next().await.map(drop).unwrap_err(),
+            job.next().await.map(drop).unwrap_err(),
+        ];
+        for (error, expected) in
+            refused.into_iter().zip([Kind::LimitedExec, Kind::FileCall, Kind::JobCall])
+        {
+            let Error::Unsupported { kind, agent } = error else { panic!("{error:?}") };
+            assert_eq!((kind, agent.as_str()), (expected.byte(), "0.0.9"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_that_cannot_become_a_job_goes_on() {
+        let (client, mut asked, sender) = pair().await;
+        let mut command = client.exec(&exec()).unwrap();
+        let stream = asked.next().await.unwrap().unwrap().stream;
+        sender.send(ExecStarted { pid: 7, window: 10 }.to_frame(stream));
+        assert_eq!(command.next().await.unwrap(), Some(ExecUpdate::Started { pid: 7 }));
+        command.detach();
+        let frame = asked.next().await.unwrap().unwrap();
+        assert_eq!((frame.stream, frame.kind), (stream, Kind::Detach.byte()));
+        sender.send(Unsupported { kind: frame.kind }.to_frame(stream));
+        assert_eq!(command.next().await.unwrap(), Some(ExecUpdate::NotDetached));
+        let exited = ExecExited {
+            status: ExitStatus::Code(3),
+            timed_out: false,
+            out_of_memory: false,
+            usage: Usage::default(),
+        };
+        sender.send(exited.to_frame(stream));
+        assert_eq!(command.next().await.unwrap(), Some(ExecUpdate::Exited(exited)));
     }
 }

@@ -41,9 +41,14 @@ impl Host {
 
     /// An agent with these defaults.
     pub(crate) fn start_with(defaults: ExecDefaults) -> Self {
+        Self::start_as(Hello::OURS, defaults)
+    }
+
+    /// An agent that is met with this hello, which must suit it.
+    pub(crate) fn start_as(hello: Hello, defaults: ExecDefaults) -> Self {
         let mut host = Self::connect();
         assert_eq!(Hello::from_frame(&host.frame()), Ok(Hello::OURS));
-        host.send(&Hello::OURS.to_frame());
+        host.send(&hello.to_frame());
         let bootstrap = Bootstrap {
             wall_clock: Timestamp { seconds: 0, nanoseconds: 0 },
             entropy: vec![0; 32],

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    Credit, Exec, ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus, Frame,
-    Held, Hello, Hold, JobCall, JobInfo, JobOperation, Jobs, Kill, Kind, Message, Ping, Pong,
-    Ready, Rebirth, Release, Shutdown, StdinMode, Stopped, Timestamp, Unsupported,
+    Credit, Exec, ExecDefaults, ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted,
+    ExitStatus, Frame, Held, Hello, Hold, JobCall, JobInfo, JobOperation, Jobs, Kill, Kind,
+    Message, Ping, Pong, Ready, Rebirth, Release, Shutdown, StdinMode, Stopped, Timestamp,
+    Unsupported,
 };
 
 use crate::host::{Host, command, shell};
@@ -138,4 +139,32 @@ fn reborn_agent_has_forgotten_its_clients_and_kept_its_jobs() {
     host.send(&JobCall { window: 0, operation: JobOperation::List }.to_frame(901));
     let jobs = host.message::<Jobs>(901).jobs;
     assert_eq!(jobs.iter().map(|job| (job.id, job.ended)).collect::<Vec<_>>(), [(job.id, None)]);
+}
+
+#[test]
+fn a_newer_host_that_still_speaks_ours_is_served() {
+    let newer = Hello { oldest: 1, newest: 2, capabilities: u64::MAX };
+    let mut host = Host::start_as(newer, ExecDefaults::default());
+    assert_eq!(host.shell("echo fine").stdout, "fine\n");
+    // What it has learnt since is refused by name and costs nothing.
+    for kind in [31, 127, 255] {
+        host.send(&Frame { stream: 9, kind, flags: 0, body: Bytes::from_static(b"new") });
+        assert_eq!(host.message::<Unsupported>(9).kind, kind);
+    }
+    let mut operation = JobCall { window: 1, operation: JobOperation::List }.to_frame(9);
+    operation.body = Bytes::from_static(&[1, 100]);
+    host.send(&operation);
+    assert_eq!(host.message::<Unsupported>(9).kind, Kind::JobCall.byte());
+    assert_eq!(host.shell("echo fine").stdout, "fine\n");
+}
+
+#[test]
+fn a_host_that_speaks_no_generation_of_ours_is_left() {
+    for (oldest, newest) in [(2, 3), (0, 0)] {
+        let mut host = Host::connect();
+        host.frame();
+        host.send(&Hello { oldest, newest, capabilities: 0 }.to_frame());
+        assert!(host.next_frame().is_none());
+        assert!(!host.leave().success());
+    }
 }
