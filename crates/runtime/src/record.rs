@@ -158,6 +158,8 @@ pub enum EndReason {
     },
     /// The guest powered itself off.
     GuestPoweredOff,
+    /// The guest reset itself, and nobody had asked it to end.
+    GuestReset,
     /// Nobody had used it for as long as its definition allows.
     Idle,
     /// The guest kernel panicked.
@@ -234,6 +236,7 @@ impl EndReason {
             Self::DiskFull { .. } => "disk_full",
             Self::GuestOutOfMemory { .. } => "guest_out_of_memory",
             Self::GuestPoweredOff => "guest_powered_off",
+            Self::GuestReset => "guest_reset",
             Self::Idle => "idle",
             Self::KernelPanic { .. } => "kernel_panic",
             Self::MaxDuration => "max_duration",
@@ -274,6 +277,7 @@ impl fmt::Display for EndReason {
             Self::DiskFull { detail } => write!(f, "the host's disk is full: {detail}"),
             Self::GuestOutOfMemory { line } => write!(f, "the guest ran out of memory: {line}"),
             Self::GuestPoweredOff => write!(f, "the guest powered off"),
+            Self::GuestReset => write!(f, "the guest reset itself"),
             Self::Idle => write!(f, "it was idle for as long as it may be"),
             Self::KernelPanic { line } => write!(f, "the guest kernel panicked: {line}"),
             Self::MaxDuration => write!(f, "it ran for as long as it may"),

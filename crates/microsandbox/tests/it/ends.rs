@@ -1,10 +1,18 @@
 //! Ends that a definition sets, and what is remembered of ends.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
 use microsandbox::{EndReason, MicrosandboxError, Sandbox, SandboxFilter, SandboxStatus};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
-use crate::{directory, lifecycle::eventually, sandbox, trial};
+use crate::{
+    directory,
+    lifecycle::{eventually, pid_in_record},
+    sandbox, trial,
+};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -12,6 +20,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("ends::a_sandbox_is_stopped_when_its_time_is_up", time_is_up),
         trial("ends::runs_are_remembered_when_their_sandbox_is_gone", remembered),
         trial("ends::a_draining_sandbox_finishes_and_begins_nothing", drains),
+        trial("ends::a_guest_that_resets_itself_is_told_from_one_that_ends", resets),
+        trial("ends::a_vmm_that_is_told_to_end_is_told_from_a_guest_that_ends", vmm_is_told),
         trial("ends::prune_removes_what_does_not_run", prune),
     ]
 }
@@ -74,6 +84,26 @@ async fn drains() -> Result<()> {
     draining.await??;
     let result = sandbox.wait_until_stopped().await?;
     ensure!(result.reason == Some(EndReason::StopRequested) && !result.forced, "{result:?}");
+    Ok(())
+}
+
+async fn resets() -> Result<()> {
+    let sandbox = sandbox("resets").create().await?;
+    let lost = sandbox.shell("echo b > /proc/sysrq-trigger; sleep 1000").await;
+    let result = sandbox.wait_until_stopped().await?;
+    ensure!(result.reason == Some(EndReason::GuestReset), "{result:?} {lost:?}");
+    Ok(())
+}
+
+async fn vmm_is_told() -> Result<()> {
+    let sandbox = sandbox("vmm-told").create().await?;
+    let pid: i32 = pid_in_record("vmm-told", "vmm_pid")?.parse()?;
+    kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+    let result = sandbox.wait_until_stopped().await?;
+    let Some(EndReason::VmmFailed { code: 0, detail }) = &result.reason else {
+        bail!("{result:?}");
+    };
+    ensure!(detail.contains("host-signal"), "{detail}");
     Ok(())
 }
 

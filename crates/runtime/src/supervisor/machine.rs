@@ -16,7 +16,10 @@ use tokio::{
     io::AsyncReadExt,
     net::{UnixStream, unix::OwnedReadHalf},
     process::Child,
-    sync::oneshot,
+    sync::{
+        broadcast::{self, error::RecvError},
+        oneshot,
+    },
     task::spawn_blocking,
     time::{Instant, timeout, timeout_at},
 };
@@ -32,7 +35,7 @@ use crate::{
     vmm::{
         VmFds, new_memory,
         process::{self, Vm},
-        qemu::qmp::Qmp,
+        qemu::qmp::{Qmp, QmpEvent},
     },
 };
 
@@ -48,6 +51,8 @@ pub(crate) struct Machine {
     pub(crate) vmm: VmmKind,
     /// The VMM's monitor, where the driver has one.
     pub(crate) qmp: Option<Qmp>,
+    /// What it has told there.
+    events: Option<broadcast::Receiver<QmpEvent>>,
     /// The guest's memory, where the driver can save and restore it.
     pub(crate) memory: Arc<File>,
     /// Watched from before the guest is told the time.
@@ -96,13 +101,15 @@ impl Machine {
             process::spawn(&program, label, vm, &fds, said.into())?;
         ours.set_nonblocking(true)?;
         let (input, output) = UnixStream::from_std(ours)?.into_split();
+        let qmp = driver.has_monitor().then(|| Qmp::open(monitor.into())).transpose()?;
         Ok(Self {
             child,
             confined,
             port: FrameReader::new(input, "agent"),
             agent: FrameSender::start(output),
             vmm: vm.vmm.kind,
-            qmp: driver.has_monitor().then(|| Qmp::open(monitor.into())).transpose()?,
+            events: qmp.as_ref().map(Qmp::events),
+            qmp,
             memory: Arc::new(memory),
             clock: ClockWatch::new()?,
             console,
@@ -115,6 +122,22 @@ impl Machine {
     /// When the VMM process became the VMM's program, if it has by now.
     pub(crate) fn vmm_runs_since(&mut self) -> Option<SystemTime> {
         self.vmm_runs.try_recv().ok()
+    }
+
+    /// Why a VMM with a monitor says that it ends, once it has ended: a `ShutdownCause` of QEMU's
+    /// `qapi/run-state.json`.
+    async fn shutdown_cause(&mut self) -> Option<String> {
+        let mut events = self.events.take()?;
+        let mut cause = None;
+        loop {
+            match timeout(EXIT_GRACE, events.recv()).await {
+                Ok(Ok(event)) if event.name == "SHUTDOWN" => {
+                    cause = event.data["reason"].as_str().map(str::to_owned);
+                }
+                Ok(Ok(_) | Err(RecvError::Lagged(_))) => {}
+                Ok(Err(RecvError::Closed)) | Err(_) => return cause,
+            }
+        }
     }
 
     /// Waits for the agent of a machine that boots.
@@ -176,10 +199,14 @@ impl Machine {
     ) -> Result<Frame, Failed> {
         match timeout_at(deadline, self.port.next()).await {
             Ok(Ok(Some(frame))) => Ok(frame),
-            Ok(Ok(None)) => Err(self.why_gone().await.unwrap_or_else(|| {
-                let said = self.console.last_line().unwrap_or_else(|| "it said nothing".into());
-                failed(step)(format!("the guest powered off: {said}"))
-            })),
+            Ok(Ok(None)) => Err(match self.why_gone().await {
+                Some(why) if why != EndReason::GuestReset => why,
+                _ => {
+                    let said = self.console.last_line();
+                    let said = said.unwrap_or_else(|| "it said nothing".into());
+                    failed(step)(format!("the guest ended itself: {said}"))
+                }
+            }),
             Ok(Err(error)) => Err(failed(step)(error.to_string())),
             Err(_) => {
                 let said = self.console.last_line();
@@ -231,7 +258,13 @@ impl Machine {
             return Some(EndReason::of_panic(line));
         }
         match status {
-            Ok(Ok(status)) if status.success() => None,
+            Ok(Ok(status)) if status.success() => match self.shutdown_cause().await.as_deref() {
+                Some("guest-reset") => Some(EndReason::GuestReset),
+                Some(cause @ ("host-signal" | "host-error")) => {
+                    Some(EndReason::VmmFailed { code: 0, detail: format!("it ended by {cause}") })
+                }
+                _ => None,
+            },
             Ok(Ok(status)) => Some(match VmmExit::of(status) {
                 VmmExit::Signal(signal) => EndReason::VmmCrashed { signal },
                 VmmExit::Code(code) => {

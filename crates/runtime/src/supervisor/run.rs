@@ -252,7 +252,11 @@ impl<'a> Session<'a> {
                         Err(lie) => return (EndReason::AgentLost { detail: lie.0 }, true),
                     },
                     Ok(None) => {
-                        let why = machine.why_gone().await;
+                        let why = match machine.why_gone().await {
+                            // It was on its way out.
+                            Some(EndReason::GuestReset) if self.stopping.is_some() => None,
+                            why => why,
+                        };
                         return (why.unwrap_or_else(|| self.reason_for_end()), false);
                     }
                     Err(error) => {
