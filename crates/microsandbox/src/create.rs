@@ -11,7 +11,8 @@ use std::{
 use microsandbox_db::{Catalogue, NewSandbox, SandboxId, SandboxRow};
 use microsandbox_image::{Image, Progress, PullProgress, Silent, ext4};
 use microsandbox_runtime::{
-    AgentClient, LaunchConfig, LockMark, SandboxDir, SandboxLock, launch, step, wire::ExecDefaults,
+    AgentClient, FreshRoot, LaunchConfig, LockMark, SandboxDir, SandboxLock, launch, step,
+    wire::ExecDefaults,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -110,8 +111,8 @@ async fn create(
         let machinery = home.machinery().await?;
         clock.times.found_us = clock.elapsed_us();
         let defined = define(&home, config, clock, &half_made).await?;
-        let Defined { config, image, catalogue, id, dir, lock, clock } = defined;
-        let sandbox = boot((&machinery, clock), &image, config, (dir, lock)).await?;
+        let Defined { config, image, fresh, catalogue, id, dir, lock, clock } = defined;
+        let sandbox = boot((&machinery, clock), (&image, fresh), config, (dir, lock)).await?;
         step::reached("create.booted");
         if !sandbox.config().ephemeral {
             catalogue.keep_sandbox(id).await?;
@@ -174,6 +175,8 @@ async fn undone_on_failure<T: Send + 'static>(
 struct Defined {
     config: SandboxConfig,
     image: Image,
+    /// Its root file system, if nobody has used that.
+    fresh: Option<FreshRoot>,
     catalogue: Catalogue,
     id: SandboxId,
     dir: SandboxDir,
@@ -202,6 +205,10 @@ async fn define(
     };
     half_made.made_dir(dir.clone(), lock.mark(&dir.lock_path())?);
     step::reached("create.claimed");
+    let fresh = origin.is_fresh().then(|| FreshRoot {
+        files: image.extents().iter().map(|extent| extent.path.clone()).collect(),
+        upper_bytes: config.upper_bytes(),
+    });
     origin.make_upper(&dir, config.upper_bytes()).await?;
     clock.times.disk_us = clock.elapsed_us();
     step::reached("create.formatted");
@@ -217,7 +224,7 @@ async fn define(
     let id = row.id;
     half_made.defined(catalogue.clone(), row);
     step::reached("create.defined");
-    Ok(Defined { config, image, catalogue, id, dir, lock, clock })
+    Ok(Defined { config, image, fresh, catalogue, id, dir, lock, clock })
 }
 
 /// Starts a sandbox that is defined and whose disks are there.
@@ -248,7 +255,7 @@ pub(crate) async fn start(
     // This run's records will take the place of the last one's.
     history::keep(&catalogue, row, &dir, &lock).await?;
     step::reached("start.remembered");
-    settle(boot((&machinery, clock), &image, config, (dir, lock)).await?, mode).await
+    settle(boot((&machinery, clock), (&image, None), config, (dir, lock)).await?, mode).await
 }
 
 /// Gives the sandbox to whom it belongs.
@@ -261,7 +268,7 @@ async fn settle(sandbox: Sandbox, mode: Mode) -> MicrosandboxResult<Sandbox> {
 
 async fn boot(
     (machinery, mut clock): (&Machinery, StartClock),
-    image: &Image,
+    (image, fresh): (&Image, Option<FreshRoot>),
     config: SandboxConfig,
     (dir, lock): (SandboxDir, SandboxLock),
 ) -> MicrosandboxResult<Sandbox> {
@@ -279,6 +286,7 @@ async fn boot(
             BootMode::Cold => None,
             BootMode::Template => Some(machinery.templates.clone()),
         },
+        fresh,
         digests: machinery.digests.clone(),
         hostname: config
             .hostname

@@ -75,6 +75,7 @@ mod tests {
             started_at: Utc::now(),
             ready_at: ready.then(Utc::now),
             origin: None,
+            failed_templates: Vec::new(),
             boot: BootTimes::default(),
             guest: None,
             confinement: None,

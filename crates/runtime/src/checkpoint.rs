@@ -4,6 +4,7 @@
 //!  <checkpoint>/
 //!    memory            the guest's memory that is not zero, extent after extent
 //!    devices           state of processors and devices, as the VMM writes it
+//!    upper.ext4        the writable disk, where one is mounted
 //!    checkpoint.json   shape, extents, digests; written last
 //! ```
 //!
@@ -24,17 +25,20 @@ use std::{
     time::SystemTime,
 };
 
+use microsandbox_snapshot::{Digest, clone_file};
 use serde::{Deserialize, Serialize};
 
 pub use error::CheckpointError;
 pub use shape::Shape;
-pub(crate) use shape::{FileDigests, shape_of};
+pub(crate) use shape::{FileDigests, root_of, shape_of};
 
 /// Version of the files; another one is not read.
 const FORMAT: u32 = 1;
 
 const MEMORY: &str = "memory";
 const DEVICES: &str = "devices";
+/// The writable disk of a machine that has one mounted.
+pub(crate) const UPPER: &str = "upper.ext4";
 const MANIFEST: &str = "checkpoint.json";
 
 /// Largest device state taken; that of 64 processors is below a MiB.
@@ -53,6 +57,9 @@ struct Manifest {
     shape: Shape,
     memory: memory::Layout,
     devices: Devices,
+    /// Digest of what the writable disk holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    upper: Option<Digest>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -79,7 +86,7 @@ impl Checkpoint {
             size_bytes: vm.devices.len() as u64,
             digest: blake3::hash(vm.devices).to_hex().to_string(),
         };
-        let manifest = Manifest { format: FORMAT, shape, memory, devices };
+        let manifest = Manifest { format: FORMAT, shape, memory, devices, upper: vm.upper };
         let json = serde_json::to_vec_pretty(&manifest).map_err(io::Error::from);
         let written = json.and_then(|json| write_file(&dir.join(MANIFEST), &json));
         written.map_err(failed(MANIFEST))?;
@@ -153,6 +160,24 @@ impl Checkpoint {
         Ok(bytes)
     }
 
+    /// Puts a copy of the writable disk at `to`, and checks it. Blocks.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]; what is at `to` is of no use then.
+    pub(crate) fn clone_upper(&self, to: &Path) -> Result<()> {
+        let path = self.dir.join(UPPER);
+        let from = File::open(&path).map_err(CheckpointError::read(&path))?;
+        let mut copy = OpenOptions::new();
+        copy.read(true).write(true).create(true).truncate(true).mode(0o600);
+        let copy = copy.open(to).map_err(CheckpointError::write(to.to_owned()))?;
+        clone_file(&from, &copy).map_err(CheckpointError::write(to.to_owned()))?;
+        let digest = Digest::of_content(&copy).map_err(CheckpointError::read(to))?;
+        if Some(digest) != self.manifest.upper {
+            return Err(CheckpointError::Damaged { path, what: "its digest is another".into() });
+        }
+        Ok(())
+    }
+
     /// Checks everything without a machine. Blocks as long as reading it takes.
     ///
     /// # Errors
@@ -192,6 +217,8 @@ pub(crate) struct SavedVm<'a> {
     pub(crate) memory: &'a File,
     /// The state of everything else.
     pub(crate) devices: &'a [u8],
+    /// Digest of the writable disk that it has mounted.
+    pub(crate) upper: Option<Digest>,
 }
 
 fn create(path: &Path) -> Result<File> {
@@ -228,7 +255,7 @@ mod tests {
     }
 
     fn written(dir: &Path) -> Checkpoint {
-        let vm = SavedVm { memory: &memory(), devices: b"device state" };
+        let vm = SavedVm { memory: &memory(), devices: b"device state", upper: None };
         Checkpoint::write(dir, Shape::default(), &vm).unwrap();
         Checkpoint::open(dir).unwrap().unwrap()
     }

@@ -12,15 +12,13 @@ use tokio::{
 };
 
 use crate::{
-    Error, LaunchConfig, Program, Result, RunRecord, SandboxDir, SandboxLock,
-    checkpoint::Shape,
-    handover,
+    Error, LaunchConfig, Program, Result, RunRecord, SandboxDir, SandboxLock, handover,
     orders::{DETACH, Progress},
     program::Role,
     record::ColdReason,
     step,
     supervisor::confined,
-    template::plan,
+    template::plan::Plan,
 };
 
 /// A sandbox that takes commands.
@@ -107,7 +105,7 @@ pub async fn launch(
     config.guest.check()?;
     config.confinement.check()?;
     let profile = confined::profile(config).map_err(Error::file("read", &config.lower))?;
-    let shape = shape_of(config).await;
+    let plan = plan_of(config).await;
     let dir = SandboxDir::new(&config.dir);
     let log = dir.open_runtime_log()?;
     let failed = |source| Error::Program { program: program.path().to_owned(), source };
@@ -116,7 +114,7 @@ pub async fn launch(
     let supervisor = command.spawn().map_err(failed)?;
     drop(command);
     let handed_over = handover::send(&control, Role::Supervisor, &profile, &[]).and_then(|()| {
-        let orders = (config, &shape, step::armed());
+        let orders = (config, &plan.shapes, step::armed());
         handover::send(&control, Role::Supervisor, &orders, &[lock.as_fd()])
     });
     control.set_nonblocking(true).map_err(failed)?;
@@ -136,7 +134,7 @@ pub async fn launch(
     }
     match serde_json::from_str(&line) {
         Ok(Progress::Ready(run)) => {
-            plan::provide_for_the_next(program, config, shape, run.origin.as_ref());
+            plan.provide_for_the_next(program, config, &run);
             Ok(Launched { run: *run, owner })
         }
         Ok(Progress::Failed(record)) => Err(Error::Boot { name: config.name.clone(), record }),
@@ -149,8 +147,8 @@ pub async fn launch(
 }
 
 /// On a thread that may block: the first time, large files are read.
-async fn shape_of(config: &LaunchConfig) -> std::result::Result<Shape, ColdReason> {
+async fn plan_of(config: &LaunchConfig) -> Plan {
     let config = config.clone();
-    let shape = tokio::task::spawn_blocking(move || plan::shape(&config)).await;
-    shape.unwrap_or_else(|error| Err(ColdReason::Unusable { detail: error.to_string() }))
+    let plan = tokio::task::spawn_blocking(move || Plan::make(&config)).await;
+    plan.unwrap_or_else(|error| Plan::cold(ColdReason::Unusable { detail: error.to_string() }))
 }

@@ -53,10 +53,11 @@ pub use host_usage::HostUsage;
 pub use launch::{Launched, Owner, launch};
 pub use lock::{LockMark, SandboxLock};
 pub use log_watch::LogWatch;
-pub use orders::LaunchConfig;
+pub use orders::{FreshRoot, LaunchConfig};
 pub use program::Program;
 pub use record::{
-    BootStep, BootTimes, ColdReason, EndReason, ExitRecord, Origin, RunRecord, VmmExit,
+    BootStep, BootTimes, ColdReason, EndReason, ExitRecord, FailedTemplate, Origin, RunRecord,
+    VmmExit,
 };
 pub use role::{init, own_program};
 pub use sandbox_dir::SandboxDir;

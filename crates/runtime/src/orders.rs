@@ -28,6 +28,8 @@ pub struct LaunchConfig {
     pub vmm: SelectedVmm,
     /// Folder of the templates; none: the machine boots from the beginning.
     pub templates: Option<PathBuf>,
+    /// The root file system, where this start is the first to use it.
+    pub fresh: Option<FreshRoot>,
     /// File that remembers digests of the guest's and the VMM's files.
     pub digests: PathBuf,
     /// Name of the machine.
@@ -52,6 +54,15 @@ pub struct LaunchConfig {
     pub boot: BootTimes,
     /// Directives for the supervisor's log, as `RUST_LOG` has them.
     pub log: String,
+}
+
+/// A root file system that nobody has used: its writable disk is as it was formatted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FreshRoot {
+    /// The files of the image.
+    pub files: Vec<PathBuf>,
+    /// Size of the writable disk.
+    pub upper_bytes: u64,
 }
 
 /// What the supervisor tells its launcher, one line of JSON each.

@@ -30,6 +30,9 @@ pub struct RunRecord {
     /// What its machine began as; none until that was decided.
     #[serde(default)]
     pub origin: Option<Origin>,
+    /// Templates that were tried and of no use.
+    #[serde(default)]
+    pub failed_templates: Vec<FailedTemplate>,
     /// Host times of the boot.
     pub boot: BootTimes,
     /// What the guest said of itself.
@@ -84,11 +87,25 @@ pub enum Origin {
         #[serde(flatten)]
         why: ColdReason,
     },
+    /// It went on from a template of its shape, with the root of its image mounted.
+    ImageTemplate {
+        /// Names the shape.
+        key: String,
+    },
     /// It went on from a template of its shape.
     Template {
         /// Names the shape.
         key: String,
     },
+}
+
+/// A template that was of no use to a start. The launcher removes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedTemplate {
+    /// Names the shape.
+    pub key: String,
+    /// What was wrong.
+    pub detail: String,
 }
 
 /// Why a machine booted from the beginning.

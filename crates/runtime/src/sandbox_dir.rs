@@ -62,6 +62,24 @@ impl SandboxDir {
         self.root.join("upper.ext4")
     }
 
+    /// A writable disk that comes with a template, before it takes the place of the fresh one.
+    pub(crate) fn template_upper_path(&self) -> PathBuf {
+        self.root.join("upper.template")
+    }
+
+    /// Puts the writable disk that came with a template in the place of the fresh one, until the guard
+    /// is dropped or told to keep it.
+    pub(crate) fn use_template_upper(&self) -> Result<TemplateUpper> {
+        let fresh = self.root.join("upper.fresh");
+        let moved = |from: &Path, to: &Path| {
+            fs::rename(from, to).map_err(Error::file("put a disk in place of", to))
+        };
+        moved(&self.upper_path(), &fresh)?;
+        let guard = TemplateUpper { upper: self.upper_path(), fresh, keep: false };
+        moved(&self.template_upper_path(), &guard.upper)?;
+        Ok(guard)
+    }
+
     /// The relay's socket.
     pub fn socket_path(&self) -> PathBuf {
         self.root.join("agent.sock")
@@ -433,5 +451,32 @@ fn remove_if_there(path: &Path) -> Result<()> {
             Err(Error::file("remove", path)(source))
         }
         _ => Ok(()),
+    }
+}
+/// Puts the fresh disk back, unless the other one is kept.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct TemplateUpper {
+    upper: PathBuf,
+    fresh: PathBuf,
+    keep: bool,
+}
+
+impl TemplateUpper {
+    /// The template's disk is the sandbox's from now on.
+    pub(crate) fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for TemplateUpper {
+    fn drop(&mut self) {
+        let done = match self.keep {
+            true => fs::remove_file(&self.fresh),
+            false => fs::rename(&self.fresh, &self.upper),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, path = %self.fresh.display(), "a disk was left behind");
+        }
     }
 }

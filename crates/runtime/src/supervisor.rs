@@ -22,7 +22,7 @@ mod run;
 mod standstill;
 mod start;
 
-pub(crate) use boot::vm_spec;
+pub(crate) use boot::{ROOT, vm_spec};
 
 use std::{
     io::{self, Write},
@@ -37,12 +37,11 @@ use nix::sys::{
 
 use crate::{
     LaunchConfig, SandboxDir, SandboxLock,
-    checkpoint::Shape,
     handover::{self, Refusal},
     orders::Progress,
     program::Role,
-    record::ColdReason,
     step,
+    template::plan::Shapes,
 };
 
 /// The role: supervises until the sandbox has ended.
@@ -61,15 +60,15 @@ pub(crate) fn run() -> ExitCode {
 #[derive(Debug)]
 struct Orders {
     config: LaunchConfig,
-    /// Of the machine, or why there is no template for it.
-    shape: Result<Shape, ColdReason>,
+    /// What its machine can go on from.
+    shapes: Shapes,
     control: StdUnixStream,
     lock: SandboxLock,
 }
 
 fn take_orders() -> io::Result<Orders> {
     let control = StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let ((config, shape, stop_at), [lock]): ((LaunchConfig, _, _), _) =
+    let ((config, shapes, stop_at), [lock]): ((LaunchConfig, _, _), _) =
         handover::receive(&control, Role::Supervisor)
             .map_err(|refusal| refuse(&control, refusal))?;
     step::stop_at(stop_at);
@@ -79,7 +78,7 @@ fn take_orders() -> io::Result<Orders> {
     let _already_leader = nix::unistd::setsid();
     umask(Mode::from_bits_truncate(0o077));
     prctl::set_dumpable(false)?;
-    Ok(Orders { config, shape, control, lock })
+    Ok(Orders { config, shapes, control, lock })
 }
 
 /// Tells the launcher why its orders are not taken, in words that every build understands.

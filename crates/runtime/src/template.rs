@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  templates/
-//!    <key>/           a checkpoint; the key names its shape
+//!    <key>/           a checkpoint; the key names its shape, with or without an image's root
 //!    <key>.new/       one being built, by whoever holds the lock
 //!    <key>.lock
 //!    failed.json      a shape whose template did not restore, and when that was found
@@ -16,6 +16,7 @@ pub(crate) mod plan;
 
 use std::{
     fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -23,15 +24,15 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    SandboxLock,
+    Error, SandboxLock,
     checkpoint::{Checkpoint, CheckpointError, Shape},
     vmm::write_whole,
 };
 
 pub(crate) use build::BuildOrder;
 
-/// Most templates kept: a home has a handful of shapes in use. The one unused for longest goes first.
-const MAX_TEMPLATES: usize = 8;
+/// Most templates kept: a home has a handful of shapes and images in use. The one unused for longest goes first.
+const MAX_TEMPLATES: usize = 16;
 
 /// Most bytes kept, by the same rule. A template of 512 MiB takes about 40 MiB.
 const MAX_BYTES: u64 = 1 << 30;
@@ -88,9 +89,19 @@ impl Templates {
         !self.place(shape).exists() && !being_built && !failed.is_some_and(hopeless)
     }
 
+    /// Makes this process the only one that builds a template of that shape; `None` when another is.
+    pub(crate) fn claim(&self, shape: &Shape) -> io::Result<Option<SandboxLock>> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.root)?;
+        match SandboxLock::acquire(&self.lock_path(shape)) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(Error::Locked { .. }) => Ok(None),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
     /// Removes a template that proved unusable. Machines that run from it have their own copy.
-    pub(crate) fn retire(&self, shape: &Shape) {
-        if let Err(error) = remove_tree(&self.place(shape)) {
+    pub(crate) fn retire(&self, key: &str) {
+        if let Err(error) = remove_tree(&self.root.join(key)) {
             tracing::warn!(%error, "could not remove a template");
         }
     }
@@ -173,7 +184,7 @@ mod tests {
     fn put(templates: &Templates, shape: &Shape) {
         let dir = templates.place(shape);
         fs::create_dir_all(&dir).unwrap();
-        let vm = SavedVm { memory: &new_memory(1 << 20).unwrap(), devices: b"state" };
+        let vm = SavedVm { memory: &new_memory(1 << 20).unwrap(), devices: b"state", upper: None };
         Checkpoint::write(&dir, shape.clone(), &vm).unwrap();
     }
 
@@ -193,7 +204,7 @@ mod tests {
             templates.find(&shape("b")),
             Err(CheckpointError::OtherShape { part: "guest kernel" })
         ));
-        templates.retire(&shape("b"));
+        templates.retire(&shape("b").key());
         assert!(templates.find(&shape("b")).unwrap().is_none());
     }
 

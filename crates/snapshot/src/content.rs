@@ -33,7 +33,10 @@ impl Digest {
     }
 
     /// Digest of what a file holds, however its holes are stored.
-    pub(crate) fn of_content(file: &File) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// What the kernel reported.
+    pub fn of_content(file: &File) -> io::Result<Self> {
         let size = file.metadata()?.len();
         let mut whole = Sha256::new();
         whole.update(SCHEME);

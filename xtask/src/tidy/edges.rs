@@ -26,7 +26,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("microsandbox-migration", &[]),
     ("microsandbox-network", &[]),
     ("microsandbox-protocol", &[]),
-    ("microsandbox-runtime", &["microsandbox-network", "microsandbox-protocol"]),
+    (
+        "microsandbox-runtime",
+        &["microsandbox-network", "microsandbox-protocol", "microsandbox-snapshot"],
+    ),
     ("microsandbox-snapshot", &["microsandbox-archive"]),
     ("xtask", &[]),
 ];

@@ -81,6 +81,11 @@ impl Origin {
         Ok((image, hold))
     }
 
+    /// Whether the writable disk is one that nobody has used.
+    pub(crate) const fn is_fresh(&self) -> bool {
+        self.snapshot.is_none()
+    }
+
     /// Makes the writable disk.
     pub(crate) async fn make_upper(
         self,

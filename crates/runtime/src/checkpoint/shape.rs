@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::CheckpointError;
-use crate::{Accel, SelectedVmm, vmm::VmSpec};
+use crate::{Accel, SelectedVmm, orders::FreshRoot, vmm::VmSpec};
 
 /// Everything that shapes a VM. Machines of equal shape are interchangeable before they are told who
 /// they are.
@@ -27,6 +27,9 @@ pub struct Shape {
     pub processor: String,
     /// How the VMM is started: the devices, the processors, the memory, the kernel's command line.
     pub machine: Vec<String>,
+    /// The root file system that the guest has mounted; empty before it has one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub root: String,
 }
 
 impl Shape {
@@ -34,7 +37,7 @@ impl Shape {
     pub fn key(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let parts = [&self.kernel, &self.initramfs, &self.vmm, &self.processor];
-        for part in parts.into_iter().chain(&self.machine) {
+        for part in parts.into_iter().chain(&self.machine).chain([&self.root]) {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
         hasher.finalize().to_hex().as_str()[..KEY_LEN].to_owned()
@@ -51,6 +54,7 @@ impl Shape {
             ("VMM", self.vmm == wanted.vmm),
             ("processor", self.processor == wanted.processor),
             ("set of devices, processors or memory", self.machine == wanted.machine),
+            ("root file system", self.root == wanted.root),
         ];
         match parts.into_iter().find(|(_, same)| !same) {
             Some((part, _)) => Err(CheckpointError::OtherShape { part }),
@@ -83,7 +87,28 @@ pub(crate) fn shape_of(
             Accel::Tcg => String::new(),
         },
         machine,
+        root: String::new(),
     }))
+}
+
+/// Names a root file system that nobody has used: the very files of the image, and the size of the
+/// writable disk above them.
+///
+/// The files, not what the image is called: a guest has read from them, and goes on with what it has
+/// read.
+pub(crate) fn root_of(fresh: &FreshRoot) -> Result<String, CheckpointError> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&fresh.upper_bytes.to_le_bytes());
+    for path in &fresh.files {
+        let file = fs::metadata(path).map_err(CheckpointError::read(path))?;
+        for number in [file.dev(), file.ino(), file.len()] {
+            hasher.update(&number.to_le_bytes());
+        }
+        for number in [file.ctime(), file.ctime_nsec()] {
+            hasher.update(&number.to_le_bytes());
+        }
+    }
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// What a guest sees of the host's processor: model, stepping, microcode, features.
@@ -172,15 +197,17 @@ mod tests {
             vmm: "v".into(),
             processor: "p".into(),
             machine: vec!["-m".into(), "512M".into()],
+            root: "r".into(),
         };
         shape.check(&shape.clone()).unwrap();
         type Change = fn(&mut Shape);
-        let changes: [(&str, Change); 5] = [
+        let changes: [(&str, Change); 6] = [
             ("guest kernel", |shape| shape.kernel.push('x')),
             ("agent", |shape| shape.initramfs.push('x')),
             ("VMM", |shape| shape.vmm.push('x')),
             ("processor", |shape| shape.processor.push('x')),
             ("set of devices", |shape| shape.machine[1] = "513M".into()),
+            ("root file system", |shape| shape.root.push('x')),
         ];
         for (part, change) in changes {
             let mut other = shape.clone();

@@ -24,6 +24,9 @@ use crate::{
     vmm::{DiskFormat, DiskSpec, VmSpec, process::Vm},
 };
 
+/// The disks of [`vm_spec`] as the guest's root.
+pub(crate) const ROOT: Root = Root { lower: Disk(0), upper: Upper::Disk(Disk(1)) };
+
 /// The machine that a sandbox is.
 pub(crate) fn vm_spec(config: &LaunchConfig) -> VmSpec {
     let dir = SandboxDir::new(&config.dir);
@@ -120,7 +123,7 @@ fn bootstrap(config: &LaunchConfig) -> io::Result<Bootstrap> {
         wall_clock: clock::now(),
         entropy,
         hostname: config.hostname.clone(),
-        root: Root { lower: Disk(0), upper: Upper::Disk(Disk(1)) },
+        root: ROOT,
         defaults: config.defaults.clone(),
     })
 }

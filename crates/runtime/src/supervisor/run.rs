@@ -29,12 +29,12 @@ use super::{
 };
 use crate::{
     EndReason, ExitRecord, LaunchConfig, RunRecord, SandboxDir, VmmExit,
-    checkpoint::Shape,
     exec_log::ExecLog,
     link::FrameReader,
     orders::{DETACH, Progress},
-    record::{BootTimes, ColdReason},
+    record::BootTimes,
     step,
+    template::plan::Shapes,
 };
 
 /// Frames of clients waiting for the owner of the state; a full queue makes clients wait.
@@ -45,7 +45,7 @@ const KILL_GRACE: Duration = Duration::from_secs(5);
 
 /// Supervises the run and writes its records.
 pub(super) async fn run(orders: Orders) -> io::Result<()> {
-    let Orders { config, shape, control, lock } = orders;
+    let Orders { config, shapes, control, lock } = orders;
     let dir = SandboxDir::new(&config.dir);
     let mut masters = Masters::new(control)?;
     let mut record = match begin(&config, &dir) {
@@ -58,7 +58,7 @@ pub(super) async fn run(orders: Orders) -> io::Result<()> {
         }
     };
     step::reached("supervisor.begun");
-    let (end, relay) = live(&config, shape, &mut record, &mut masters).await;
+    let (end, relay) = live(&config, shapes, &mut record, &mut masters).await;
     tracing::info!(reason = %end.reason, forced = end.forced, "sandbox ended");
     finish(&config, &dir, &end);
     step::reached("supervisor.recorded");
@@ -85,6 +85,7 @@ fn begin(config: &LaunchConfig, dir: &SandboxDir) -> crate::Result<RunRecord> {
         started_at: Utc::now(),
         ready_at: None,
         origin: None,
+        failed_templates: Vec::new(),
         boot,
         guest: None,
         confinement: None,
@@ -126,12 +127,12 @@ fn remove_ephemeral(dir: &SandboxDir, end: &ExitRecord) -> crate::Result<()> {
 /// Boots and serves the sandbox; gives its end, and the links that close after the lock is free.
 async fn live(
     config: &LaunchConfig,
-    shape: Result<Shape, ColdReason>,
+    shapes: Shapes,
     record: &mut RunRecord,
     masters: &mut Masters,
 ) -> (ExitRecord, Option<Relay>) {
     let dir = &SandboxDir::new(&config.dir);
-    let mut source = Source::find(config, shape, record);
+    let mut source = Source::find(config, shapes, record);
     let mut slot = None;
     let booted = tokio::select! {
         booted = source.boot(config, record, &mut slot) => booted,

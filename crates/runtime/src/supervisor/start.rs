@@ -1,13 +1,13 @@
-//! How a run gets its machine: from a template where there is one, else by a cold boot.
+//! How a run gets its machine: from the best template there is, else by a cold boot.
 //!
 //! ```text
-//!  template? ─ no ───────────────▶ cold boot ─ ready
-//!      └ yes ─▶ restore ─ ready        ▲
-//!                  └ failed ───────────┘
+//!  template of the image? ─ no ─▶ of the machine? ─ no ─▶ cold boot ─▶ ready
+//!       │        └── failed ────────▶│    └── failed ────────▶┘          ▲
+//!       └───────────── restored ─────┴────────── restored ───────────────┘
 //! ```
 //!
-//! The launcher hears which it was. It removes the template that failed and has one built where there
-//! was none (`template::plan`): a supervisor may read templates and no more.
+//! The launcher hears which it was. It removes what failed and has one built where there was none
+//! (`template::plan`): a supervisor may read templates and no more.
 
 use std::sync::Arc;
 
@@ -15,43 +15,63 @@ use microsandbox_protocol::Ready;
 
 use super::{boot, machine::Failed, machine::Machine};
 use crate::{
-    LaunchConfig, RunRecord,
+    LaunchConfig, RunRecord, SandboxDir,
     checkpoint::{Checkpoint, Shape},
-    record::{ColdReason, Origin},
-    template::Templates,
+    record::{ColdReason, FailedTemplate, Origin},
+    template::{Templates, plan::Shapes},
 };
 
 /// Where this run's machine can come from.
 #[derive(Debug)]
 pub(super) struct Source {
-    template: Option<Arc<Checkpoint>>,
+    /// Templates to try, the best last.
+    candidates: Vec<Candidate>,
+    /// What it means when none of them will do.
+    why_cold: ColdReason,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    template: Arc<Checkpoint>,
+    key: String,
+    /// It has the root mounted, and its own writable disk is there beside the fresh one.
+    has_root: bool,
 }
 
 impl Source {
-    /// Looks for a template of the machine's shape; notes in `record` what was found.
-    pub(super) fn find(
-        config: &LaunchConfig,
-        shape: Result<Shape, ColdReason>,
-        record: &mut RunRecord,
-    ) -> Self {
-        let found = match (&config.templates, shape) {
-            (Some(root), Ok(shape)) => match Templates::new(root).find(&shape) {
-                Ok(Some(template)) => Ok((template, shape.key())),
-                Ok(None) => Err(ColdReason::NotBuilt),
-                Err(error) => {
-                    tracing::warn!(%error, "template of no use");
-                    Err(ColdReason::Unusable { detail: error.to_string() })
-                }
-            },
-            (None, _) => Err(ColdReason::Declined),
-            (_, Err(why)) => Err(why),
+    /// Looks for templates; notes in `record` what is of no use.
+    pub(super) fn find(config: &LaunchConfig, shapes: Shapes, record: &mut RunRecord) -> Self {
+        let mut source = Self { candidates: Vec::new(), why_cold: ColdReason::NotBuilt };
+        let (root, machine) = match (&config.templates, shapes.machine) {
+            (Some(root), Ok(machine)) => (root, machine),
+            (None, _) => return Self { why_cold: ColdReason::Declined, ..source },
+            (_, Err(why_cold)) => return Self { why_cold, ..source },
         };
-        let (template, origin) = match found {
-            Ok((template, key)) => (Some(Arc::new(template)), Origin::Template { key }),
-            Err(why) => (None, Origin::Cold { why }),
-        };
-        record.origin = Some(origin);
-        Self { template }
+        let templates = Templates::new(root);
+        source.look_for(&templates, &machine, record);
+        if let Some(image) = shapes.image
+            && SandboxDir::new(&config.dir).template_upper_path().exists()
+        {
+            source.look_for(&templates, &image, record);
+        }
+        source
+    }
+
+    fn look_for(&mut self, templates: &Templates, shape: &Shape, record: &mut RunRecord) {
+        let (key, has_root) = (shape.key(), !shape.root.is_empty());
+        match templates.find(shape) {
+            Ok(None) => {}
+            Ok(Some(template)) => {
+                self.candidates.push(Candidate { template: Arc::new(template), key, has_root });
+            }
+            Err(error) => self.failed(key, error.to_string(), record),
+        }
+    }
+
+    fn failed(&mut self, key: String, detail: String, record: &mut RunRecord) {
+        tracing::warn!(key, detail, "template of no use");
+        self.why_cold = ColdReason::Unusable { detail: detail.clone() };
+        record.failed_templates.push(FailedTemplate { key, detail });
     }
 
     /// Boots a machine into `slot`.
@@ -64,22 +84,45 @@ impl Source {
         record: &mut RunRecord,
         slot: &mut Option<Machine>,
     ) -> Result<Ready, Failed> {
-        if let Some(template) = self.template.take() {
-            match boot::boot(config, Some(&template), record, slot).await {
-                Ok(ready) => {
-                    template.mark_used();
-                    return Ok(ready);
-                }
-                Err(failure) => {
-                    tracing::warn!(%failure, "template of no use; booting from the beginning");
+        while let Some(candidate) = self.candidates.pop() {
+            match candidate.boot(config, record, slot).await {
+                Ok(ready) => return Ok(ready),
+                Err(detail) => {
                     if let Some(machine) = slot.take() {
                         machine.kill().await;
                     }
-                    let why = ColdReason::Unusable { detail: failure.to_string() };
-                    record.origin = Some(Origin::Cold { why });
+                    self.failed(candidate.key, detail, record);
                 }
             }
         }
+        record.origin = Some(Origin::Cold { why: self.why_cold.clone() });
         boot::boot(config, None, record, slot).await
+    }
+}
+
+impl Candidate {
+    async fn boot(
+        &self,
+        config: &LaunchConfig,
+        record: &mut RunRecord,
+        slot: &mut Option<Machine>,
+    ) -> Result<Ready, String> {
+        let key = self.key.clone();
+        record.origin = Some(match self.has_root {
+            true => Origin::ImageTemplate { key },
+            false => Origin::Template { key },
+        });
+        let dir = SandboxDir::new(&config.dir);
+        let upper = match self.has_root {
+            true => Some(dir.use_template_upper().map_err(|error| error.to_string())?),
+            false => None,
+        };
+        let ready = boot::boot(config, Some(&self.template), record, slot).await;
+        let ready = ready.map_err(|failure| failure.to_string())?;
+        if let Some(upper) = upper {
+            upper.keep();
+        }
+        self.template.mark_used();
+        Ok(ready)
     }
 }

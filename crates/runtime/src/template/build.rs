@@ -20,22 +20,23 @@ use std::{
     time::Duration,
 };
 
-use microsandbox_protocol::{Message, Ping, Pong};
+use microsandbox_protocol::{Hello, Message, Mount, Mounted, Ping, Pong};
+use microsandbox_snapshot::Digest;
 use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
-use super::{LOG, Templates, remove_tree};
+use super::{LOG, NEW, Templates, remove_tree};
 use crate::{
-    Confinement, Error, Program, SandboxLock, SelectedVmm,
-    checkpoint::{Checkpoint, SavedVm, Shape},
+    BootStep, Confinement, Program, SandboxLock, SelectedVmm,
+    checkpoint::{Checkpoint, SavedVm, Shape, UPPER},
     confine::{
         files::{Access, rules},
         process::Profile,
     },
     handover,
     program::Role,
-    supervisor::machine::Machine,
+    supervisor::{ROOT, machine::Machine},
     sys,
     vmm::{self, DiskFormat, VmSpec, process::Vm},
 };
@@ -60,21 +61,29 @@ pub(crate) struct BuildOrder {
     pub(crate) log: String,
 }
 
-/// Starts a build and does not wait for it.
-pub(crate) fn start(program: &Program, order: &BuildOrder) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&order.templates)?;
+impl BuildOrder {
+    /// Whether the template has the root of an image mounted.
+    fn has_root(&self) -> bool {
+        !self.shape.root.is_empty()
+    }
+}
+
+/// Starts a build and does not wait for it. `lock` is that of the shape; the builder holds it, too.
+pub(crate) fn start(program: &Program, order: &BuildOrder, lock: &SandboxLock) -> io::Result<()> {
     let log = order.templates.join(LOG);
     let log = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(log)?;
     let (command, socket) = program.command(Role::Builder, &order.shape.key(), log.into())?;
     // The runtime collects it if it ends first.
     drop(tokio::process::Command::from(command).spawn()?);
     handover::send(&socket, Role::Builder, &profile(order)?, &[])?;
-    handover::send(&socket, Role::Builder, order, &[])
+    handover::send(&socket, Role::Builder, order, &[lock.as_fd()])
 }
 
 /// A builder may open what its VMM may, and the templates.
 fn profile(order: &BuildOrder) -> io::Result<Profile> {
-    let spec = VmSpec { disks: Vec::new(), ..order.spec.clone() };
+    let mut spec = order.spec.clone();
+    // Its own disks are with the templates; only that of the image is another's.
+    spec.disks.retain(|disk| disk.read_only && order.has_root());
     let mut files = vmm::files::list(&order.vmm, &spec)?;
     files.extend(rules(Access::Tree, [&order.templates]));
     Ok(Profile { confinement: order.confinement.clone(), files })
@@ -82,7 +91,7 @@ fn profile(order: &BuildOrder) -> io::Result<Profile> {
 
 /// The role: builds one template, if it is wanted still.
 pub(crate) fn run() -> ExitCode {
-    match take_order().and_then(|order| build_alone(&order)) {
+    match take_order().and_then(|(order, lock)| build_alone(&order, &lock)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::warn!(%error, "no template");
@@ -91,9 +100,9 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-fn take_order() -> io::Result<BuildOrder> {
+fn take_order() -> io::Result<(BuildOrder, SandboxLock)> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let (order, []): (BuildOrder, _) =
+    let (order, [lock]): (BuildOrder, _) =
         handover::receive(&socket, Role::Builder).map_err(io::Error::other)?;
     // Neither the terminal nor the session that the sandbox belongs to ends it.
     let _already_leader = nix::unistd::setsid();
@@ -105,18 +114,15 @@ fn take_order() -> io::Result<BuildOrder> {
         .with_ansi(false)
         .log_internal_errors(false)
         .init();
-    Ok(order)
+    let path = Templates::new(&order.templates).lock_path(&order.shape);
+    let lock = SandboxLock::from_fd(lock, &path)?;
+    Ok((order, lock))
 }
 
 /// Builds while no other process builds the same.
-fn build_alone(order: &BuildOrder) -> io::Result<()> {
+fn build_alone(order: &BuildOrder, _held: &SandboxLock) -> io::Result<()> {
     let templates = Templates::new(&order.templates);
     let shape = &order.shape;
-    let _lock = match SandboxLock::acquire(&templates.lock_path(shape)) {
-        Ok(lock) => lock,
-        Err(Error::Locked { .. }) => return Ok(()),
-        Err(error) => return Err(io::Error::other(error)),
-    };
     if templates.place(shape).exists() {
         return Ok(());
     }
@@ -132,10 +138,10 @@ fn build_alone(order: &BuildOrder) -> io::Result<()> {
 }
 
 fn build(order: &BuildOrder, new: &Path) -> Result<(), String> {
-    let prepared = remove_tree(new).and_then(|()| {
-        fs::DirBuilder::new().mode(0o700).create(new)?;
-        with_empty_disks(&order.spec, new)
-    });
+    let prepared = match order.has_root() {
+        true => Ok(with_upper(&order.spec, &new.join(UPPER))),
+        false => with_empty_disks(&order.spec, new),
+    };
     let spec = prepared.map_err(|error| format!("prepare {}: {error}", new.display()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
@@ -143,17 +149,29 @@ fn build(order: &BuildOrder, new: &Path) -> Result<(), String> {
         let deadline = Instant::now() + WITHIN;
         let saved = save(order, &spec, new);
         let template = timeout_at(deadline, saved).await.map_err(|_| "it took too long")??;
-        let spec = VmSpec { incoming: true, ..spec.clone() };
         prove(order, &spec, &Arc::new(template), deadline).await
     })?;
-    for disk in &spec.disks {
-        fs::remove_file(&disk.path).map_err(|error| error.to_string())?;
+    if !order.has_root() {
+        for disk in &spec.disks {
+            fs::remove_file(&disk.path).map_err(|error| error.to_string())?;
+        }
     }
     Ok(())
 }
 
+/// The machine with another writable disk.
+fn with_upper(spec: &VmSpec, upper: &Path) -> VmSpec {
+    let mut spec = VmSpec { incoming: false, ..spec.clone() };
+    for disk in spec.disks.iter_mut().filter(|disk| !disk.read_only) {
+        disk.path = upper.to_owned();
+    }
+    spec
+}
+
 /// The machine with a file of size zero in place of each disk. The agent does not look at them.
 fn with_empty_disks(spec: &VmSpec, folder: &Path) -> io::Result<VmSpec> {
+    remove_tree(folder)?;
+    fs::DirBuilder::new().mode(0o700).create(folder)?;
     let mut spec = VmSpec { incoming: false, ..spec.clone() };
     for disk in &mut spec.disks {
         disk.path = folder.join(&disk.id);
@@ -167,13 +185,24 @@ async fn save(order: &BuildOrder, spec: &VmSpec, new: &Path) -> Result<Checkpoin
     let mut machine = start_machine(order, spec)?;
     let deadline = Instant::now() + WITHIN;
     machine.hello(deadline).await.map_err(|failure| failure.to_string())?;
+    if order.has_root() {
+        machine.agent.send(Hello::OURS.to_frame());
+        machine.agent.send(Mount { root: ROOT }.to_frame(0));
+        let answer = machine.receive(BootStep::Restore, deadline).await;
+        let answer = answer.map_err(|failure| failure.to_string())?;
+        Mounted::from_frame(&answer).map_err(|error| error.to_string())?;
+    }
     let qmp = machine.qmp.as_ref().ok_or("this VMM can save nothing")?;
     let stopped = async {
         qmp.pause().await?;
-        qmp.save_devices().await
+        qmp.save_devices(&spec.disks).await
     };
     let devices = stopped.await.map_err(|error| error.to_string())?;
-    let vm = SavedVm { memory: &machine.memory, devices: &devices };
+    let upper = match order.has_root() {
+        true => Some(digest_of(&new.join(UPPER)).map_err(|error| error.to_string())?),
+        false => None,
+    };
+    let vm = SavedVm { memory: &machine.memory, devices: &devices, upper };
     let written = Checkpoint::write(new, order.shape.clone(), &vm);
     machine.kill().await;
     written.map_err(|error| error.to_string())
@@ -184,6 +213,10 @@ fn start_machine(order: &BuildOrder, spec: &VmSpec) -> Result<Machine, String> {
     Machine::start(&order.shape.key(), vm, None).map_err(|error| error.to_string())
 }
 
+fn digest_of(path: &Path) -> io::Result<Digest> {
+    Digest::of_content(&fs::File::open(path)?)
+}
+
 /// Restores it once: the agent must answer.
 async fn prove(
     order: &BuildOrder,
@@ -191,13 +224,23 @@ async fn prove(
     template: &Arc<Checkpoint>,
     deadline: Instant,
 ) -> Result<(), String> {
-    let mut machine = start_machine(order, spec)?;
+    let mut spec = VmSpec { incoming: true, ..spec.clone() };
+    let copy = order.templates.join(order.shape.key()).with_extension(NEW).join("proof.ext4");
+    if order.has_root() {
+        // What the guest does to its disk is not for those that come after it.
+        template.clone_upper(&copy).map_err(|error| error.to_string())?;
+        spec = VmSpec { incoming: true, ..with_upper(&spec, &copy) };
+    }
+    let mut machine = start_machine(order, &spec)?;
     let proof = async {
         machine.restore(template, deadline).await?;
         machine.agent.send(Ping { token: 1 }.to_frame(0));
-        machine.receive(crate::BootStep::Restore, deadline).await
+        machine.receive(BootStep::Restore, deadline).await
     };
     let answer = proof.await.map_err(|failure| failure.to_string())?;
     machine.kill().await;
+    if order.has_root() {
+        fs::remove_file(&copy).map_err(|error| error.to_string())?;
+    }
     Pong::from_frame(&answer).map(drop).map_err(|error| error.to_string())
 }

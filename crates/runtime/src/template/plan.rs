@@ -1,54 +1,169 @@
-//! The launcher's part in templates: it says beforehand what shape the machine has, and sees afterwards
-//! that there is a template for the next.
+//! The launcher's part in templates: it says beforehand what shape the machine has and gets files ready,
+//! and sees afterwards that there is a template for the next.
+//!
+//! ```text
+//!  start of an image      1st: cold boot      2nd: template             3rd: image template
+//!  built behind its back       template            image template
+//! ```
 
-use super::{BuildOrder, Templates, build};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+};
+
+use microsandbox_snapshot::clone_file;
+use serde::{Deserialize, Serialize};
+
+use super::{BuildOrder, Templates, build, remove_tree};
 use crate::{
-    LaunchConfig, Program,
-    checkpoint::{FileDigests, Shape, shape_of},
+    LaunchConfig, Program, RunRecord, SandboxDir, SandboxLock,
+    checkpoint::{FileDigests, Shape, UPPER, root_of, shape_of},
     record::{ColdReason, Origin},
     supervisor::vm_spec,
 };
 
-/// The shape of a machine, or why it has none. Reads the guest's and the VMM's files, once.
-pub(crate) fn shape(config: &LaunchConfig) -> Result<Shape, ColdReason> {
-    if config.templates.is_none() {
-        return Err(ColdReason::Declined);
+/// What a machine can go on from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Shapes {
+    /// That of the machine, or why it has none.
+    pub(crate) machine: Result<Shape, ColdReason>,
+    /// That of the machine with its root mounted. The copy of the template's writable disk is in the
+    /// sandbox's directory, if there is such a template.
+    pub(crate) image: Option<Shape>,
+}
+
+/// What a launcher knows of templates before the start.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) shapes: Shapes,
+    /// Set where a template of the image should be built after this start.
+    prepared: Option<Prepared>,
+}
+
+impl Plan {
+    /// A plan without templates.
+    pub(crate) const fn cold(why: ColdReason) -> Self {
+        Self { shapes: Shapes { machine: Err(why), image: None }, prepared: None }
     }
-    let mut digests = FileDigests::open(&config.digests);
-    match shape_of(&config.vmm, &vm_spec(config), &mut digests) {
-        Ok(Some(shape)) => Ok(shape),
-        Ok(None) => Err(ColdReason::Driver),
-        Err(error) => Err(ColdReason::Unusable { detail: error.to_string() }),
+
+    /// Looks for templates and gets ready what is needed of them. Reads the guest's and the VMM's
+    /// files, once. Blocks.
+    pub(crate) fn make(config: &LaunchConfig) -> Self {
+        let Some(root) = &config.templates else { return Self::cold(ColdReason::Declined) };
+        let mut digests = FileDigests::open(&config.digests);
+        let machine = match shape_of(&config.vmm, &vm_spec(config), &mut digests) {
+            Ok(Some(shape)) => shape,
+            Ok(None) => return Self::cold(ColdReason::Driver),
+            Err(error) => {
+                return Self::cold(ColdReason::Unusable { detail: error.to_string() });
+            }
+        };
+        let fresh = config.fresh.as_ref().and_then(|fresh| root_of(fresh).ok());
+        let image = fresh.map(|root| Shape { root, ..machine.clone() });
+        let templates = Templates::new(root);
+        let mut plan = Self { shapes: Shapes { machine: Ok(machine), image }, prepared: None };
+        plan.prepare(&templates, &SandboxDir::new(&config.dir));
+        plan
+    }
+
+    fn prepare(&mut self, templates: &Templates, dir: &SandboxDir) {
+        let (Ok(machine), Some(image)) = (&self.shapes.machine, &self.shapes.image) else { return };
+        let cloned = match templates.find(image) {
+            Ok(Some(template)) => template.clone_upper(&dir.template_upper_path()),
+            Ok(None) => {
+                if templates.place(machine).exists() && templates.wants(image) {
+                    let prepared = Prepared::make(templates, image, dir);
+                    let problem = |error: &_| tracing::warn!(%error, "no template of the image");
+                    self.prepared = prepared.inspect_err(problem).ok().flatten();
+                }
+                return;
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = cloned {
+            tracing::warn!(%error, "template retired");
+            templates.retire(&image.key());
+            self.shapes.image = None;
+        }
+    }
+
+    /// Removes templates that the start found to be of no use, and has one built that it would have
+    /// liked to find. Waits for nothing.
+    pub(crate) fn provide_for_the_next(
+        self,
+        program: &Program,
+        config: &LaunchConfig,
+        run: &RunRecord,
+    ) {
+        let (Some(root), Ok(machine)) = (&config.templates, self.shapes.machine) else { return };
+        let templates = Templates::new(root);
+        for failed in &run.failed_templates {
+            templates.retire(&failed.key);
+        }
+        let claimed = match (&run.origin, self.prepared) {
+            (Some(Origin::Cold { .. }), _) if templates.wants(&machine) => {
+                // Another start may be first.
+                templates.claim(&machine).map(|lock| Some((machine, lock?)))
+            }
+            (Some(Origin::Template { .. }), Some(prepared)) => Ok(prepared.hand_over()),
+            _ => return,
+        };
+        let (shape, lock) = match claimed {
+            Ok(Some(claimed)) => claimed,
+            Ok(None) => return,
+            Err(error) => return tracing::warn!(%error, "no place for templates"),
+        };
+        let order = BuildOrder {
+            shape,
+            templates: root.clone(),
+            vmm: config.vmm.clone(),
+            spec: vm_spec(config),
+            confinement: config.confinement.clone(),
+            log: config.log.clone(),
+        };
+        if let Err(error) = build::start(program, &order, &lock) {
+            tracing::warn!(%error, "could not have a template built");
+        }
     }
 }
 
-/// Has a template built after a cold boot that could have used one, in place of one that was of no use.
-/// Waits for nothing.
-pub(crate) fn provide_for_the_next(
-    program: &Program,
-    config: &LaunchConfig,
-    shape: Result<Shape, ColdReason>,
-    origin: Option<&Origin>,
-) {
-    let (Some(root), Ok(shape)) = (&config.templates, shape) else { return };
-    let templates = Templates::new(root);
-    match origin {
-        Some(Origin::Cold { why: ColdReason::Unusable { .. } }) => templates.retire(&shape),
-        Some(Origin::Cold { .. }) => {}
-        _ => return,
+/// The begin of an image's template: a copy of the writable disk before anybody has used it.
+#[derive(Debug)]
+struct Prepared {
+    shape: Shape,
+    folder: PathBuf,
+    /// Held so that nobody else builds there, or clears it away; none once it was handed over.
+    lock: Option<SandboxLock>,
+}
+
+impl Prepared {
+    /// `None` when another process is at it.
+    fn make(templates: &Templates, shape: &Shape, dir: &SandboxDir) -> io::Result<Option<Self>> {
+        let Some(lock) = templates.claim(shape)? else { return Ok(None) };
+        let folder = templates.new_path(shape);
+        remove_tree(&folder)?;
+        fs::DirBuilder::new().mode(0o700).create(&folder)?;
+        let prepared = Self { shape: shape.clone(), folder, lock: Some(lock) };
+        let copy = prepared.folder.join(UPPER);
+        let copy = File::options().read(true).write(true).create_new(true).open(copy)?;
+        clone_file(&File::open(dir.upper_path())?, &copy)?;
+        Ok(Some(prepared))
     }
-    if !templates.wants(&shape) {
-        return;
+
+    /// Leaves the rest to a builder.
+    fn hand_over(mut self) -> Option<(Shape, SandboxLock)> {
+        self.lock.take().map(|lock| (self.shape.clone(), lock))
     }
-    let order = BuildOrder {
-        shape,
-        templates: root.clone(),
-        vmm: config.vmm.clone(),
-        spec: vm_spec(config),
-        confinement: config.confinement.clone(),
-        log: config.log.clone(),
-    };
-    if let Err(error) = build::start(program, &order) {
-        tracing::warn!(%error, "could not have a template built");
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if self.lock.is_some()
+            && let Err(error) = remove_tree(&self.folder)
+        {
+            tracing::warn!(%error, "could not take back the begin of a template");
+        }
     }
 }

@@ -72,6 +72,7 @@ fn orders(dir: &Path, vmm: SelectedVmm, boot_timeout: Duration) -> Result<Launch
         lower: dir.join("lower"),
         vmm,
         templates: None,
+        fresh: None,
         digests: dir.join("digests.json"),
         hostname: "driver-test".into(),
         defaults: ExecDefaults::default(),

@@ -85,9 +85,11 @@ struct Request {
 
 type Answer = Result<Value, String>;
 
+type Askers = HashMap<u64, oneshot::Sender<Answer>>;
+
 /// Who waits for which answer; `None` once there will be no more of them.
 #[derive(Debug, Clone)]
-struct Waiting(Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>>);
+struct Waiting(Arc<Mutex<Option<Askers>>>);
 
 impl Qmp {
     /// Talks over `socket`, on tasks of the current runtime that end with the socket.
