@@ -6,7 +6,7 @@
 use microsandbox::{ExecEvent, FsEntryKind, Sandbox};
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+pub(crate) async fn main() -> anyhow::Result<()> {
     microsandbox::reexec::init();
     let sandbox = Sandbox::builder("files").image("busybox").memory(256).replace().create().await?;
     let fs = sandbox.fs();
@@ -22,7 +22,7 @@ async fn main() -> anyhow::Result<()> {
     sink.close().await?;
     let mut command = sandbox
         .exec_stream_with("sort", |options| {
-            options.args(["-rn"]).stdin_pipe().env("LC_ALL", "C").cwd("/work")
+            options.args(["-rn"]).stdin_pipe().env("LC_ALL", "C").cwd("/srv/in")
         })
         .await?;
     if let Some(stdin) = command.take_stdin() {
@@ -38,13 +38,13 @@ async fn main() -> anyhow::Result<()> {
         let kind = if entry.kind == FsEntryKind::Directory { "directory" } else { "file" };
         println!("{kind} {} of {} bytes", entry.path, entry.size);
     }
-    let folder = std::env::temp_dir().join("microsandbox-files");
-    fs.copy_to_host("/srv/in", &folder).await?;
-    fs.copy_from_host(&folder, "/srv/out").await?;
+    let here = tempfile::tempdir()?;
+    fs.copy_to_host("/srv/in", here.path().join("in")).await?;
+    fs.copy_from_host(here.path().join("in"), "/srv/out").await?;
     let mut job = sandbox.exec_detached("ls", ["/srv/out"]).await?;
     println!("job {} ended with {}", job.id(), job.wait().await?.code);
-    fs.remove_dir("/work").await?;
-    anyhow::ensure!(!fs.exists("/work").await?);
+    fs.remove_dir("/srv/out").await?;
+    anyhow::ensure!(!fs.exists("/srv/out").await?);
     sandbox.stop().await?;
     Ok(())
 }

@@ -17,8 +17,14 @@ use microsandbox::{
 
 use crate::{sandbox, trial};
 
+#[path = "../../examples/files.rs"]
+mod example;
+
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
+        Trial::test("files::the_example_does_what_it_shows", || {
+            example::main().map_err(|error| format!("{error:?}").into())
+        }),
         trial("files::every_call_does_what_it_says_and_fails_with_its_errno", every_call),
         trial("files::streams_carry_any_length_and_a_dropped_one_changes_nothing", streams),
         trial("files::a_tree_of_ten_thousand_files_comes_back_as_it_was", ten_thousand),
