@@ -47,7 +47,7 @@ pub(super) fn starts() -> Result<()> {
             ensure!(end.reason == EndReason::OwnerExited, "{end:?}");
         }
         Some(EndReason::BootFailed { step: BootStep::Guest(_), .. }) => ensure!(has_kvm),
-        Some(EndReason::BootFailed { step: BootStep::Kernel, detail }) => {
+        Some(EndReason::BootFailed { step: BootStep::Kernel, detail, .. }) => {
             ensure!(!has_kvm && detail.contains("krun_start_enter"), "{detail}");
         }
         Some(other) => bail!("{other:?}"),
