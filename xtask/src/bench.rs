@@ -4,8 +4,9 @@
 //! the second of each, and so on. Results are a table for people and JSON lines for files.
 
 mod boot;
+mod cli;
 mod exec;
-mod home;
+pub(crate) mod home;
 mod image;
 mod qemu;
 mod report;
@@ -20,6 +21,7 @@ use crate::cli::{BenchOptions, Scenario};
 pub(crate) fn run(options: &BenchOptions) -> Result<()> {
     let reports = match &options.scenario {
         Scenario::Boot => vec![boot::run(options.runs)?],
+        Scenario::Cli => vec![cli::run(options.runs)?],
         Scenario::Exec => exec::run(options.runs)?,
         Scenario::Floor { layout, into } => return image::floor(layout, into),
         Scenario::Image => image::run(options.runs)?,

@@ -29,7 +29,7 @@ pub(crate) enum Command {
     Quickstart,
     /// Install msb and the guest into $MSB_HOME (default ~/.microsandbox).
     Setup(SetupOptions),
-    /// Thousands of commands and killed clients: nothing may be left of them.
+    /// Commands, lives and idleness for long: nothing may be left of them.
     Soak(SoakOptions),
     /// Run every test, booting guests included.
     Test(TestOptions),
@@ -117,6 +117,21 @@ pub(crate) enum Soaked {
         #[arg(long, value_name = "COUNT", default_value_t = 10_000)]
         count: usize,
     },
+    /// Sandboxes that nobody uses: processor time, wake-ups and memory of each.
+    Idle {
+        /// How many.
+        #[arg(long, value_name = "COUNT", default_value_t = 8)]
+        sandboxes: usize,
+        /// For how long.
+        #[arg(long, value_name = "MINUTES", default_value_t = 10.0)]
+        minutes: f64,
+    },
+    /// Sandboxes created, used, stopped and removed, two at a time.
+    Life {
+        /// How many.
+        #[arg(long, value_name = "COUNT", default_value_t = 300)]
+        count: usize,
+    },
 }
 
 /// What to measure.
@@ -124,6 +139,8 @@ pub(crate) enum Soaked {
 pub(crate) enum Scenario {
     /// Cold boot to ready through msb, beside raw QEMU with the same kernel and initramfs.
     Boot,
+    /// Commands that only look, with a hundred sandboxes in the catalogue.
+    Cli,
     /// The least that taking an image's layers costs; what `image` compares with.
     #[command(hide = true)]
     Floor {

@@ -1,7 +1,11 @@
-//! `cargo xtask soak`: thousands of commands, some of their clients killed, and nothing left of it.
+//! `cargo xtask soak`: what goes on for long, and nothing left of it.
 //!
+//! Here: thousands of commands, some of their clients killed.
 //! Guest processes, control groups, the agent's descriptors, and the supervisor's descriptors and
 //! threads are counted before and after.
+
+mod idle;
+mod life;
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +35,14 @@ const SETTLE: Duration = Duration::from_secs(60);
 
 /// Runs the soak and says what it found.
 pub(crate) fn run(options: &SoakOptions) -> Result<()> {
-    let Soaked::Exec { count } = options.what;
+    match options.what {
+        Soaked::Exec { count } => commands(count),
+        Soaked::Idle { sandboxes, minutes } => idle::run(sandboxes, minutes),
+        Soaked::Life { count } => life::run(count),
+    }
+}
+
+fn commands(count: usize) -> Result<()> {
     let loaded = Loaded::start(SANDBOX)?;
     // Once, so that what is made at first use is there.
     loaded.load(&["trips", "50", "16"])?;

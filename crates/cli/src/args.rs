@@ -91,3 +91,10 @@ pub(crate) enum Command {
     /// Say which version of msb this is.
     Version,
 }
+
+impl Command {
+    /// Whether it reads what is there and waits for nothing.
+    pub(crate) const fn only_looks(&self) -> bool {
+        matches!(self, Self::History(_) | Self::Inspect(_) | Self::Ls(_) | Self::Version)
+    }
+}

@@ -29,7 +29,12 @@ fn main() -> ExitCode {
     };
     report::write_failures_as(cli.error_format);
     log::start();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut runtime = match cli.command.only_looks() {
+        // Threads cost more than such a command takes.
+        true => tokio::runtime::Builder::new_current_thread(),
+        false => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return report::failure(&anyhow::Error::new(error).context("start msb")),
     };

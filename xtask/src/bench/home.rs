@@ -13,20 +13,25 @@ use crate::{
 };
 
 /// Name of the image.
-pub(super) const IMAGE: &str = "bench:latest";
+pub(crate) const IMAGE: &str = "bench:latest";
 
 /// A home with everything that a start needs.
 #[derive(Debug)]
-pub(super) struct BenchHome {
-    pub(super) installed: Installation,
+pub(crate) struct BenchHome {
+    pub(crate) installed: Installation,
     /// The guest kernel, as it calls itself.
-    pub(super) kernel: String,
+    pub(crate) kernel: String,
 }
 
 impl BenchHome {
     /// Installs, and loads the image.
-    pub(super) fn prepare() -> Result<Self> {
-        let home = workspace::target()?.join("bench-home");
+    pub(crate) fn prepare() -> Result<Self> {
+        Self::prepare_in("bench-home")
+    }
+
+    /// As [`BenchHome::prepare`], in a folder of that name: for what leaves traces in a home.
+    pub(crate) fn prepare_in(folder: &str) -> Result<Self> {
+        let home = workspace::target()?.join(folder);
         let installed = setup::install(&SetupOptions::default(), &home)?;
         let kernel = kernel_version(&installed.guest.join(guest::KERNEL))?;
         let work = tempfile::tempdir().context("create a temporary folder")?;
@@ -38,7 +43,7 @@ impl BenchHome {
     }
 
     /// The installed program, in this home.
-    pub(super) fn msb(&self) -> Tool {
+    pub(crate) fn msb(&self) -> Tool {
         Tool::new(&self.installed.msb).env(crate::env::MSB_HOME, &self.installed.home)
     }
 }

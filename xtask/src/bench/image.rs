@@ -16,7 +16,9 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
+pub(super) use self::peers::upstream;
 pub(super) use self::{floor::run as floor, measure::run as measure};
+
 use self::{images::Images, measure::Taken, peers::Registry};
 use super::report::Report;
 use crate::{process::Tool, terminal, workspace};
@@ -37,7 +39,7 @@ struct Variant {
 pub(super) fn run(runs: usize) -> Result<Vec<Report>> {
     let images = Images::ensure()?;
     let msb = peers::ours()?;
-    let upstream = peers::upstream();
+    let upstream = upstream();
     let umoci = crate::process::find("umoci");
     for (is_here, peer) in [(upstream.is_some(), "upstream's msb"), (umoci.is_some(), "umoci")] {
         if !is_here {

@@ -25,7 +25,7 @@ pub(super) fn ours() -> Result<String> {
 }
 
 /// Upstream's program, fetched into the cache; `None` where it cannot be had.
-pub(super) fn upstream() -> Option<String> {
+pub(in crate::bench) fn upstream() -> Option<String> {
     let package = format!("microsandbox=={UPSTREAM_VERSION}");
     let fetch = |entry: &Path| {
         terminal::step(format_args!("Fetching {package} from PyPI"));
