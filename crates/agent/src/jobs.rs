@@ -214,7 +214,7 @@ impl Jobs {
     pub(crate) fn view(self: &Rc<Self>, stream: StreamId, id: JobId, what: View, outbox: &Outbox) {
         let Some(job) = self.find(id) else { return outbox.control(stream, &JobUnknown { id }) };
         let position = if what.from_start { 0 } else { job.ring.end() };
-        self.watch(stream, &job, (position, what), None, outbox);
+        self.watch((stream, outbox), &job, (position, what), None);
     }
 
     /// Connects a client to a job: from where it was last looked at, with its terminal if it has one.
@@ -235,16 +235,15 @@ impl Jobs {
             viewer::redraw(terminal);
         }
         let what = View { window, follow: true, from_start: false, output: true };
-        self.watch(stream, &job, (job.seen.get(), what), terminal, outbox);
+        self.watch((stream, outbox), &job, (job.seen.get(), what), terminal);
     }
 
     fn watch(
         self: &Rc<Self>,
-        stream: StreamId,
+        (stream, outbox): (StreamId, &Outbox),
         job: &Rc<Job>,
         (position, what): (u64, View),
         terminal: Option<Terminal>,
-        outbox: &Outbox,
     ) {
         let viewer = Rc::new(Viewer::new(Rc::clone(job), what.window, terminal));
         // Registered first: the task ends by removing itself.
