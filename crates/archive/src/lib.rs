@@ -13,6 +13,7 @@
 //! unpacked in, and no record in it makes the reader keep more than a fixed number of bytes.
 #![forbid(unsafe_code)]
 
+mod clone;
 mod error;
 mod members;
 mod new_file;
@@ -20,6 +21,7 @@ mod pack;
 mod unpack;
 mod write;
 
+pub use clone::clone_file;
 pub use error::{Error, Refusal, Result};
 pub use new_file::NewFile;
 pub use pack::{Pack, pack, pack_all};

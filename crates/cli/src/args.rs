@@ -4,9 +4,9 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     commands::{
-        cp, create, doctor, exec, history, image, inspect, jobs, load, logs, ls, metrics, pause,
-        ping, prune, pull, restart, restore, resume, rm, run, save, shell, snapshot, start, stop,
-        wait,
+        cp, create, doctor, exec, fork, history, image, inspect, jobs, load, logs, ls, metrics,
+        pause, ping, prune, pull, restart, restore, resume, rm, run, save, shell, snapshot, start,
+        stop, wait,
     },
     report::ErrorFormat,
 };
@@ -62,6 +62,8 @@ pub(crate) enum Command {
     Snapshot(snapshot::Command),
     /// Create a sandbox from a snapshot and start it.
     Restore(Box<restore::Args>),
+    /// Make several sandboxes of a running one.
+    Fork(fork::Args),
     /// Remove sandboxes with their disks and logs.
     Rm(rm::Args),
     /// Remove sandboxes that do not run.

@@ -8,6 +8,7 @@ pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod doctor;
 pub(crate) mod exec;
+pub(crate) mod fork;
 pub(crate) mod history;
 pub(crate) mod image;
 pub(crate) mod inspect;
@@ -54,6 +55,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ping(args) => ping::run(args).await,
         Command::Prune(args) => prune::run(args).await,
         Command::History(args) => history::run(args).await,
+        Command::Fork(args) => fork::run(args).await,
         Command::Snapshot(command) => snapshot::run(command).await,
         Command::Rm(args) => rm::run(args).await,
         Command::Ls(args) => ls::run(args).await,

@@ -93,14 +93,32 @@ pub(crate) async fn create_silently(
     create(config, mode, Arc::new(Silent)).await
 }
 
-/// Creates and starts a sandbox.
-///
-/// The work is done on a task of its own: when the caller drops this future, that task notices and
-/// undoes what it has done.
+/// Creates a sandbox that goes on from what another was.
+pub(crate) async fn create_from(
+    config: SandboxConfig,
+    mode: Mode,
+    origin: Origin,
+) -> MicrosandboxResult<Sandbox> {
+    create_with(config, mode, Arc::new(Silent), Some(origin)).await
+}
+
 async fn create(
     config: SandboxConfig,
     mode: Mode,
     progress: Arc<dyn Progress>,
+) -> MicrosandboxResult<Sandbox> {
+    create_with(config, mode, progress, None).await
+}
+
+/// Creates and starts a sandbox.
+///
+/// The work is done on a task of its own: when the caller drops this future, that task notices and
+/// undoes what it has done.
+async fn create_with(
+    mut config: SandboxConfig,
+    mode: Mode,
+    progress: Arc<dyn Progress>,
+    origin: Option<Origin>,
 ) -> MicrosandboxResult<Sandbox> {
     config.validate()?;
     let home = Home::from_env()?;
@@ -110,9 +128,14 @@ async fn create(
         home.ensure()?;
         let machinery = home.machinery().await?;
         clock.times.found_us = clock.elapsed_us();
-        let defined = define(&home, config, clock, &half_made).await?;
-        let Defined { config, image, fresh, catalogue, id, dir, lock, clock } = defined;
-        let sandbox = boot((&machinery, clock), (&image, fresh), config, (dir, lock)).await?;
+        let origin = match origin {
+            Some(origin) => origin,
+            None => Origin::find(&home, Some(machinery.vmm.kind), &mut config).await?,
+        };
+        let defined = define(&home, (config, origin), clock, &half_made).await?;
+        let Defined { config, image, fresh, catalogue, id, dir, lock, saved, clock } = defined;
+        let sandbox =
+            boot((&machinery, clock), (&image, fresh), config, (dir, lock), saved).await?;
         step::reached("create.booted");
         if !sandbox.config().ephemeral {
             catalogue.keep_sandbox(id).await?;
@@ -129,7 +152,7 @@ pub(crate) async fn define_silently(config: SandboxConfig) -> MicrosandboxResult
 
 /// Defines a sandbox and does not start it. As [`create`] in all else.
 async fn define_only(
-    config: SandboxConfig,
+    mut config: SandboxConfig,
     progress: Arc<dyn Progress>,
 ) -> MicrosandboxResult<SandboxHandle> {
     config.validate()?;
@@ -141,7 +164,9 @@ async fn define_only(
     let half_made = Arc::new(HalfMade::new(progress));
     undone_on_failure(Arc::clone(&half_made), async move {
         home.ensure()?;
-        let defined = define(&home, config, StartClock::start(), &half_made).await?;
+        let origin = Origin::find(&home, None, &mut config).await?;
+        let start = StartClock::start();
+        let defined = define(&home, (config, origin), start, &half_made).await?;
         defined.catalogue.keep_sandbox(defined.id).await?;
         drop(defined.lock);
         SandboxHandle::find(&home, &defined.config.name).await
@@ -181,16 +206,17 @@ struct Defined {
     id: SandboxId,
     dir: SandboxDir,
     lock: SandboxLock,
+    /// The saved machine it goes on from.
+    saved: Option<PathBuf>,
     clock: StartClock,
 }
 
 async fn define(
     home: &Home,
-    mut config: SandboxConfig,
+    (mut config, origin): (SandboxConfig, Origin),
     mut clock: StartClock,
     half_made: &HalfMade,
 ) -> MicrosandboxResult<Defined> {
-    let origin = Origin::find(home, &mut config).await?;
     let (image, _hold) = origin.image(home, &mut config, &*half_made.progress).await?;
     config.merge_image_defaults(image.config());
     config.manifest_digest = Some(image.digest().to_string());
@@ -209,6 +235,7 @@ async fn define(
         files: image.extents().iter().map(|extent| extent.path.clone()).collect(),
         upper_bytes: config.upper_bytes(),
     });
+    let saved = origin.saved();
     origin.make_upper(&dir, config.upper_bytes()).await?;
     clock.times.disk_us = clock.elapsed_us();
     step::reached("create.formatted");
@@ -224,7 +251,7 @@ async fn define(
     let id = row.id;
     half_made.defined(catalogue.clone(), row);
     step::reached("create.defined");
-    Ok(Defined { config, image, fresh, catalogue, id, dir, lock, clock })
+    Ok(Defined { config, image, fresh, catalogue, id, dir, lock, saved, clock })
 }
 
 /// Starts a sandbox that is defined and whose disks are there.
@@ -255,7 +282,8 @@ pub(crate) async fn start(
     // This run's records will take the place of the last one's.
     history::keep(&catalogue, row, &dir, &lock).await?;
     step::reached("start.remembered");
-    settle(boot((&machinery, clock), (&image, None), config, (dir, lock)).await?, mode).await
+    let place = (dir, lock);
+    settle(boot((&machinery, clock), (&image, None), config, place, None).await?, mode).await
 }
 
 /// Gives the sandbox to whom it belongs.
@@ -271,6 +299,7 @@ async fn boot(
     (image, fresh): (&Image, Option<FreshRoot>),
     config: SandboxConfig,
     (dir, lock): (SandboxDir, SandboxLock),
+    saved: Option<PathBuf>,
 ) -> MicrosandboxResult<Sandbox> {
     clock.times.launch_us = clock.elapsed_us();
     let orders = LaunchConfig {
@@ -287,6 +316,7 @@ async fn boot(
             BootMode::Template => Some(machinery.templates.clone()),
         },
         fresh,
+        saved,
         digests: machinery.digests.clone(),
         hostname: config
             .hostname

@@ -240,7 +240,9 @@ impl MicrosandboxError {
                     .into(),
             ),
             Self::SnapshotNotFound(_) => Some("`msb snapshot ls` shows those there are".into()),
-            Self::SnapshotSandboxRunning(name) => Some(format!("msb stop {name}")),
+            Self::SnapshotSandboxRunning(name) => {
+                Some(format!("msb stop {name}, or --full for its memory, too"))
+            }
             _ => None,
         }
     }

@@ -22,7 +22,7 @@ use crate::{
     home::Home,
     jobs,
     link::Link,
-    logs, metrics,
+    logs, metrics, snapshot,
 };
 
 /// A running sandbox. Cheap to clone; all clones are the same sandbox.
@@ -275,7 +275,7 @@ impl Sandbox {
         self.inner.link.client.pause().await.map_err(|error| self.inner.link.explain(error))
     }
 
-    /// Has it go on after [`Sandbox::pause`].
+    /// Has it go on after [`Sandbox::pause`], with the time it is now.
     ///
     /// # Errors
     /// As [`Sandbox::pause`].
@@ -284,6 +284,43 @@ impl Sandbox {
     /// It may go on all the same.
     pub async fn resume(&self) -> MicrosandboxResult<()> {
         self.inner.link.client.resume().await.map_err(|error| self.inner.link.explain(error))
+    }
+
+    /// Makes children of it, one of each name, which go on from where it is now: memory, processes and
+    /// disk. It stands still once for all of them. Each child has its own randomness, clock, host name,
+    /// machine id and boot id; commands of this sandbox's clients are not theirs, detached jobs are.
+    /// They end with this process.
+    ///
+    /// # Errors
+    /// [`MicrosandboxError::Unsupported`] on a VMM that cannot, [`MicrosandboxError::SandboxAlreadyExists`]
+    /// and others; no child is left then, and the sandbox is as it was.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves no child.
+    pub async fn fork(
+        &self,
+        names: impl IntoIterator<Item = impl Into<String>>,
+    ) -> MicrosandboxResult<Vec<Self>> {
+        self.fork_as(names.into_iter().map(Into::into).collect(), Mode::Attached).await
+    }
+
+    /// As [`Sandbox::fork`], but the children live on after this process.
+    ///
+    /// # Errors
+    /// As [`Sandbox::fork`].
+    ///
+    /// # Cancel safety
+    /// As [`Sandbox::fork`].
+    pub async fn fork_detached(
+        &self,
+        names: impl IntoIterator<Item = impl Into<String>>,
+    ) -> MicrosandboxResult<Vec<Self>> {
+        self.fork_as(names.into_iter().map(Into::into).collect(), Mode::Detached).await
+    }
+
+    async fn fork_as(&self, names: Vec<String>, mode: Mode) -> MicrosandboxResult<Vec<Self>> {
+        let (config, link) = (&self.inner.config, &self.inner.link);
+        snapshot::fork(&Home::from_env()?, config, &link.dir, names, mode).await
     }
 
     /// What it uses now, in the guest and on the host.

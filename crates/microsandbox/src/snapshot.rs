@@ -1,6 +1,7 @@
 //! Snapshots: what a sandbox was at one moment, to begin others from.
 
 mod builder;
+mod fork;
 mod portable;
 mod restore;
 mod take;
@@ -9,6 +10,7 @@ use std::{
     collections::BTreeMap,
     io::{Read, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use chrono::{DateTime, Utc};
@@ -19,12 +21,17 @@ use crate::{MicrosandboxError, MicrosandboxResult, SandboxConfig, home::Home, th
 pub use builder::{SnapshotBuilder, SnapshotConfig};
 pub use portable::{SnapshotLoadOptions, SnapshotSaveOptions};
 
+pub(crate) use fork::fork;
 pub(crate) use restore::Origin;
 
 /// Name of the writable disk among a snapshot's files.
 const UPPER: &str = "upper.ext4";
 
-/// A snapshot: the disk of a sandbox, and what goes with it. Restored by
+/// Name of the folder of a saved machine among them.
+const CHECKPOINT: &str = "checkpoint";
+
+/// A snapshot: the disk of a sandbox, and of a running one its memory and all of its state, too.
+/// Restored by
 /// [`SandboxBuilder::from_snapshot`](crate::SandboxBuilder::from_snapshot), any number of times.
 ///
 /// It needs the image beneath the disk, which it pins by digest: no collection removes it while the
@@ -33,6 +40,7 @@ const UPPER: &str = "upper.ext4";
 pub struct Snapshot {
     stored: StoredSnapshot,
     definition: SandboxConfig,
+    still: Option<Duration>,
 }
 
 impl Snapshot {
@@ -41,7 +49,8 @@ impl Snapshot {
         SnapshotBuilder::new(name)
     }
 
-    /// Takes a snapshot of a stopped sandbox. The sandbox is as it was afterwards.
+    /// Takes a snapshot of a stopped sandbox, or with [`SnapshotBuilder::full`] of a running one. The
+    /// sandbox is as it was afterwards.
     ///
     /// # Errors
     /// [`MicrosandboxError::SandboxNotFound`], [`MicrosandboxError::SnapshotSandboxRunning`],
@@ -158,7 +167,7 @@ impl Snapshot {
         let name = || stored.name().to_owned();
         let definition =
             definition.map_err(|source| MicrosandboxError::Json { name: name(), source })?;
-        Ok(Self { stored, definition })
+        Ok(Self { stored, definition, still: None })
     }
 
     fn find(home: &Home, name_or_path: &Path) -> MicrosandboxResult<Self> {
@@ -206,6 +215,16 @@ impl Snapshot {
     /// The image by content, `sha256:…`.
     pub fn manifest_digest(&self) -> &str {
         &self.manifest().image.manifest_digest
+    }
+
+    /// Whether it holds memory, processors and devices of a running machine.
+    pub fn is_full(&self) -> bool {
+        self.manifest().files.contains_key("checkpoint/checkpoint.json")
+    }
+
+    /// How long the sandbox stood still for it; known right after [`Snapshot::create`] alone.
+    pub fn stood_still(&self) -> Option<Duration> {
+        self.still
     }
 
     /// Its labels.

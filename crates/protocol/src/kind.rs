@@ -108,6 +108,8 @@ kinds! {
     Pause = 52,
     /// Client to supervisor, opens a stream: the guest is to go on, [`crate::Resume`].
     Resume = 53,
+    /// Client to supervisor, opens a stream: the machine is to be saved, [`crate::Save`].
+    Save = 54,
     /// What became of that, the stream is over: [`crate::Concluded`].
     Concluded = 55,
 

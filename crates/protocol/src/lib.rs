@@ -59,7 +59,7 @@ pub use job::{
 pub use kind::Kind;
 pub use message::{Message, opening_window};
 pub use metrics::{Metrics, MetricsCall};
-pub use standstill::{Concluded, Outcome, Pause, Resume};
+pub use standstill::{Concluded, Outcome, Pause, Resume, Save};
 
 /// Name of the virtio-console port that carries this protocol.
 ///

@@ -89,6 +89,7 @@ message!(
     Release,
     Resize,
     Resume,
+    Save,
     SetClock,
     Shutdown,
     Signal,

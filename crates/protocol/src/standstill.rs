@@ -11,6 +11,14 @@ pub struct Pause {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resume {}
 
+/// Save the machine into a folder of that name, new, in the directory of the sandbox: its memory, the
+/// rest of its state and a copy of its disk, all of one moment. It goes on, unless it stood still.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Save {
+    /// Name of the folder, of lower-case letters, digits and dashes.
+    pub folder: String,
+}
+
 /// What became of it; the stream is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Concluded {
@@ -32,5 +40,10 @@ pub enum Outcome {
     Unsupported {
         /// Which VMM it is.
         vmm: String,
+    },
+    /// It was saved.
+    Saved {
+        /// How long the guest stood still for it, microseconds.
+        still_us: u64,
     },
 }

@@ -1,10 +1,12 @@
 //! Frames over a byte stream: one reader, and a writer whose control frames overtake bulk.
 
+use std::sync::Arc;
+
 use bytes::Buf;
-use microsandbox_protocol::{Frame, FrameDecoder, Kind};
+use microsandbox_protocol::{Frame, FrameDecoder, Hold, Kind, Message, Release};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::JoinHandle,
 };
 
@@ -55,6 +57,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 pub(crate) struct FrameSender {
     control: mpsc::UnboundedSender<Frame>,
     bulk: mpsc::UnboundedSender<Frame>,
+    released: Arc<Notify>,
 }
 
 impl FrameSender {
@@ -72,8 +75,10 @@ impl FrameSender {
     {
         let (control, control_queue) = mpsc::unbounded_channel();
         let (bulk, bulk_queue) = mpsc::unbounded_channel();
-        let task = tokio::spawn(write_frames(output, control_queue, bulk_queue));
-        (Self { control, bulk }, task)
+        let released = Arc::new(Notify::new());
+        let queues = (control_queue, bulk_queue);
+        let task = tokio::spawn(write_frames(output, queues, Arc::clone(&released)));
+        (Self { control, bulk, released }, task)
     }
 
     /// Queues a frame. Frames of one stream keep their order among control and among bulk frames;
@@ -85,6 +90,17 @@ impl FrameSender {
         let _gone = queue.send(frame);
     }
 
+    /// Asks an agent to send nothing more, and sends it nothing more either, until
+    /// [`FrameSender::release`]: when it has answered, nothing is on its way in either direction.
+    pub(crate) fn hold(&self) {
+        self.send(Hold {}.to_frame(0));
+    }
+
+    /// Ends a hold.
+    pub(crate) fn release(&self) {
+        self.released.notify_one();
+    }
+
     /// Queues a frame behind all bulk frames queued before it.
     pub(crate) fn send_in_order(&self, frame: Frame) {
         let _gone = self.bulk.send(frame);
@@ -93,8 +109,8 @@ impl FrameSender {
 
 async fn write_frames<W: AsyncWrite + Unpin>(
     mut output: W,
-    mut control: mpsc::UnboundedReceiver<Frame>,
-    mut bulk: mpsc::UnboundedReceiver<Frame>,
+    (mut control, mut bulk): (mpsc::UnboundedReceiver<Frame>, mpsc::UnboundedReceiver<Frame>),
+    released: Arc<Notify>,
 ) {
     loop {
         let frame = tokio::select! {
@@ -103,10 +119,20 @@ async fn write_frames<W: AsyncWrite + Unpin>(
             Some(frame) = bulk.recv() => frame,
             else => return,
         };
-        let header = frame.header();
-        let mut bytes = Buf::chain(&header[..], frame.body);
-        if output.write_all_buf(&mut bytes).await.is_err() {
+        let is_hold = frame.kind == Kind::Hold.byte();
+        if write_frame(&mut output, frame).await.is_err() {
             return;
         }
+        if is_hold {
+            released.notified().await;
+            if write_frame(&mut output, Release {}.to_frame(0)).await.is_err() {
+                return;
+            }
+        }
     }
+}
+
+async fn write_frame<W: AsyncWrite + Unpin>(output: &mut W, frame: Frame) -> std::io::Result<()> {
+    let header = frame.header();
+    output.write_all_buf(&mut Buf::chain(&header[..], frame.body)).await
 }

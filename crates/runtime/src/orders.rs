@@ -30,6 +30,8 @@ pub struct LaunchConfig {
     pub templates: Option<PathBuf>,
     /// The root file system, where this start is the first to use it.
     pub fresh: Option<FreshRoot>,
+    /// Folder of a saved machine to go on from; the machine does not boot then.
+    pub saved: Option<PathBuf>,
     /// File that remembers digests of the guest's and the VMM's files.
     pub digests: PathBuf,
     /// Name of the machine.

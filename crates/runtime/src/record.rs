@@ -92,6 +92,8 @@ pub enum Origin {
         /// Names the shape.
         key: String,
     },
+    /// It went on from a machine that was saved while it ran.
+    Saved,
     /// It went on from a template of its shape.
     Template {
         /// Names the shape.

@@ -7,6 +7,7 @@
 //!    run.json     the last run: who, when, with what
 //!    exit.json    how the last run ended; absent while it runs
 //!    agent.sock   the relay, while it runs
+//!    saved-*/     the running machine, saved for a client that takes it away
 //!    logs/        exec.log (commands), kernel.log (console), runtime.log (supervisor)
 //! ```
 
@@ -78,6 +79,13 @@ impl SandboxDir {
         let guard = TemplateUpper { upper: self.upper_path(), fresh, keep: false };
         moved(&self.template_upper_path(), &guard.upper)?;
         Ok(guard)
+    }
+
+    /// The folder that the running machine is saved into; `None` for what can be no folder's name.
+    pub fn saved_path(&self, name: &str) -> Option<PathBuf> {
+        let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let is_name = (1..=MAX_SAVED_NAME).contains(&name.len()) && name.bytes().all(legal);
+        is_name.then(|| self.root.join(format!("{SAVED}{name}")))
     }
 
     /// The relay's socket.
@@ -344,6 +352,17 @@ impl SandboxDir {
         remove_if_there(&self.root.join(EXIT))
     }
 
+    /// Removes saved machines whose client and supervisor have both died.
+    pub(crate) fn remove_saved(&self) -> Result<()> {
+        let list = fs::read_dir(&self.root).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        for entry in list.map_err(Error::file("list", &self.root))? {
+            if entry.file_name().as_encoded_bytes().starts_with(SAVED.as_bytes()) {
+                remove_tree_if_there(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn remove_socket(&self) -> Result<()> {
         remove_if_there(&self.socket_path())
     }
@@ -377,6 +396,11 @@ impl SandboxDir {
 
 /// What directories of removed sandboxes are called until they are gone. No sandbox is called so.
 const GONE: &str = ".gone-";
+
+/// What the names of saved machines begin with, and how long the rest of them is.
+const SAVED: &str = "saved-";
+const MAX_SAVED_NAME: usize = 64;
+
 const LOGS: &str = "logs";
 const RUN: &str = "run.json";
 const EXIT: &str = "exit.json";

@@ -19,6 +19,7 @@ mod limits;
 pub(crate) mod machine;
 mod relay;
 mod run;
+mod save;
 mod standstill;
 mod start;
 

@@ -13,10 +13,11 @@ use std::{
     time::SystemTime,
 };
 
+use microsandbox_archive::clone_file;
 use rustix::fs::{CWD, RenameFlags};
 
 use crate::{
-    Digest, Error, FileRecord, Manifest, NewManifest, Result, Snapshot, clone_file,
+    Digest, Error, FileRecord, Manifest, NewManifest, Result, Snapshot,
     manifest::MANIFEST,
     seen::Seen,
     store::{check_name, read_dir_if_there},
@@ -85,16 +86,32 @@ impl Draft {
     /// [`Error::File`].
     pub fn clone_in(&self, name: &str, from: &Path) -> Result<()> {
         let to = self.path.join(name);
-        if let Some(parent) = to.parent() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(parent)
-                .map_err(Error::file("make", parent))?;
-        }
+        self.make_parent(&to)?;
         let source = File::open(from).map_err(Error::file("open", from))?;
         let copy = new_file(&to).map_err(Error::file("make", &to))?;
         clone_file(&source, &copy).map_err(Error::file("copy", from))
+    }
+
+    /// Puts the file `from` itself into it, or where that lies on another file system, a copy.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn move_in(&self, name: &str, from: &Path) -> Result<()> {
+        let to = self.path.join(name);
+        self.make_parent(&to)?;
+        match fs::rename(from, &to) {
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                self.clone_in(name, from)?;
+                fs::remove_file(from).map_err(Error::file("remove", from))
+            }
+            moved => moved.map_err(Error::file("move", from)),
+        }
+    }
+
+    fn make_parent(&self, file: &Path) -> Result<()> {
+        let parent = file.parent().unwrap_or(&self.path);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
+        made.map_err(Error::file("make", parent))
     }
 
     /// Makes it visible under `name`, with a manifest of what is in it. Waits for the disk.

@@ -14,7 +14,6 @@
 #![forbid(unsafe_code)]
 
 mod archive;
-mod clone;
 mod content;
 mod draft;
 mod error;
@@ -23,9 +22,9 @@ mod seen;
 mod store;
 
 pub use archive::export;
-pub use clone::clone_file;
 pub use content::{Digest, NoDigest};
 pub use draft::{Draft, IfTaken};
 pub use error::{Error, Result};
 pub use manifest::{FileRecord, ImagePin, Manifest, NewManifest};
+pub use microsandbox_archive::clone_file;
 pub use store::{Snapshot, SnapshotStore};

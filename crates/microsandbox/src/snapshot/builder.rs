@@ -16,6 +16,8 @@ pub struct SnapshotConfig {
     pub dest_dir: Option<PathBuf>,
     /// Free-form labels.
     pub labels: BTreeMap<String, String>,
+    /// Take memory, processors and devices of the running machine, too.
+    pub full: bool,
     /// Replace a snapshot that has the name.
     pub force: bool,
 }
@@ -49,6 +51,7 @@ impl SnapshotBuilder {
             sandbox: String::new(),
             dest_dir: None,
             labels: BTreeMap::new(),
+            full: false,
             force: false,
         };
         Self { config }
@@ -64,6 +67,14 @@ impl SnapshotBuilder {
     /// snapshot is opened by path, and does not keep its image in the store.
     pub fn dest_dir(mut self, path: impl Into<PathBuf>) -> Self {
         self.config.dest_dir = Some(path.into());
+        self
+    }
+
+    /// Takes the whole machine while it runs: memory, processors, devices and disk of one moment. It
+    /// stands still meanwhile. What it was doing goes on where the snapshot is restored; commands of
+    /// its clients are not, detached jobs are.
+    pub fn full(mut self) -> Self {
+        self.config.full = true;
         self
     }
 

@@ -92,6 +92,8 @@ const CASES: &[Case] = &[
     ("remove", "remove.undefined", &[(Owner, Nothing)]),
     ("snapshot", "snapshot.locked", &[(Owner, Old)]),
     ("snapshot", "snapshot.copied", &[(Owner, Old)]),
+    ("save", "snapshot.saved", &[(Owner, Old), (Supervisor, Old), (Vmm, Old)]),
+    ("save", "snapshot.moved", &[(Owner, Old)]),
     ("restore", "create.formatted", &[(Owner, Nothing)]),
 ];
 
@@ -144,7 +146,7 @@ async fn survive(
     eventually("the end of the owner", async || Ok(owner.try_wait()?.is_some())).await?;
     match (operation, victim) {
         // It goes on for whoever comes next.
-        ("exec", Owner) => {}
+        ("exec" | "save", Owner) => {}
         // Whether it had asked is not known; asking again is what one does.
         ("stop", Owner) => Sandbox::get(name).await?.stop().await?,
         _ => {
@@ -166,7 +168,7 @@ async fn survive(
         (Some(handle), Old | New | Either) => use_again(&handle, found == Old).await?,
         (handle, _) => bail!("found {handle:?}"),
     }
-    if matches!(operation, "snapshot" | "restore") {
+    if matches!(operation, "snapshot" | "save" | "restore") {
         no_snapshot_is_left(name).await?;
     }
     clear_away(name).await
@@ -211,7 +213,7 @@ async fn set_up(operation: &str, name: &str) -> Result<()> {
     let used = used_disk().await?;
     let copied = Command::new("cp").arg("--sparse=always").arg(used).arg(disk).status()?;
     ensure!(copied.success(), "copy a disk");
-    if matches!(operation, "exec" | "stop" | "replace") {
+    if matches!(operation, "exec" | "save" | "stop" | "replace") {
         Sandbox::start_detached(name).await?;
     }
     if operation == "restore" {
@@ -256,6 +258,10 @@ async fn operate(operation: &str, name: &str) -> Result<()> {
         "replace" => drop(sandbox(name).replace().create().await?),
         "remove" => Sandbox::remove(name).await?,
         "snapshot" => drop(Sandbox::get(name).await?.snapshot(name).await?),
+        "save" => {
+            let whole = Snapshot::builder(name).from_sandbox(name).full();
+            drop(whole.create().await?);
+        }
         "restore" => drop(Sandbox::builder(name).from_snapshot(name).memory(192).create().await?),
         other => bail!("no operation is called {other}"),
     }

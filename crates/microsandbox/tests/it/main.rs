@@ -14,6 +14,7 @@ mod jobs;
 mod kills;
 mod lifecycle;
 mod limits;
+mod machines;
 mod metrics;
 mod pauses;
 mod snapshots;
@@ -92,6 +93,7 @@ fn trials() -> Vec<Trial> {
         kills::trials(),
         lifecycle::trials(),
         limits::trials(),
+        machines::trials(),
         metrics::trials(),
         pauses::trials(),
         stuck::trials(),

@@ -13,9 +13,9 @@ use microsandbox_protocol::{
     FileOperation, Frame, FrameDecoder, Held, Hello, Hold, JobAttached, JobCall, JobDetail,
     JobDetails, JobEnd, JobGap, JobInfo, JobOperation, JobUnknown, Jobs, Kill, Kind, LimitedExec,
     Message, Metrics, MetricsCall, Mount, Mounted, Outcome, PathBytes, Pause, Ping, Pong, Program,
-    Ready, Rebirth, Release, Resize, Resume, Rlimit, RlimitResource, Root, SetClock, Shutdown,
-    Signal, StdinClosed, StdinMode, Stop, Stopped, TerminalSize, Timestamp, Unsupported, Upper,
-    Usage, Welcome, WriteMode, to_record,
+    Ready, Rebirth, Release, Resize, Resume, Rlimit, RlimitResource, Root, Save, SetClock,
+    Shutdown, Signal, StdinClosed, StdinMode, Stop, Stopped, TerminalSize, Timestamp, Unsupported,
+    Upper, Usage, Welcome, WriteMode, to_record,
 };
 
 /// Every kind with the frames that show its body: hexadecimal digits, blanks only for reading.
@@ -196,12 +196,14 @@ const GOLDEN: &[(Kind, &[&str])] = &[
     (Kind::Drain, &["06000000 00000000 33 00"]),
     (Kind::Pause, &["06000000 01000000 34 00"]),
     (Kind::Resume, &["06000000 01000000 35 00"]),
+    (Kind::Save, &["0b000000 01000000 36 00 04732d3161"]),
     (
         Kind::Concluded,
         &[
             "07000000 01000000 37 00 00",
             "0c000000 01000000 37 00 01046c617465",
             "0f000000 01000000 37 00 02076c69626b72756e",
+            "09000000 01000000 37 00 03ac02",
         ],
     ),
     (
@@ -433,6 +435,8 @@ fn messages_of_the_link_keep_their_bytes() {
     check(0, 1, &Resume {});
     check(0, 1, &Concluded { outcome: Outcome::Done });
     check(1, 1, &Concluded { outcome: Outcome::Failed { detail: text("late") } });
+    check(0, 1, &Save { folder: text("s-1a") });
+    check(3, 1, &Concluded { outcome: Outcome::Saved { still_us: 300 } });
     check(2, 1, &Concluded { outcome: Outcome::Unsupported { vmm: text("libkrun") } });
     check(0, 0, &Ended { exit_record: text("{}") });
 }

@@ -1,6 +1,8 @@
 //! Having a sandbox stand still and go on.
 
-use microsandbox_protocol::{Concluded, Kind, Message, Outcome, Pause, Resume};
+use std::time::Duration;
+
+use microsandbox_protocol::{Concluded, Kind, Message, Outcome, Pause, Resume, Save};
 
 use super::AgentClient;
 use crate::{Error, Result};
@@ -29,8 +31,28 @@ impl AgentClient {
         self.conclude(&Resume {}, "resume").await
     }
 
-    /// Asks the supervisor for something, and waits until it is done.
+    /// Has the machine saved into a new folder of that name in the sandbox's directory; gives how long
+    /// the guest stood still. The folder is the caller's to take away while it stays connected.
+    ///
+    /// # Errors
+    /// As [`AgentClient::pause`].
+    ///
+    /// # Cancel safety
+    /// It may be saved all the same; the folder goes when the connection does.
+    pub async fn save(&self, folder: &str) -> Result<Duration> {
+        let outcome = self.ask(&Save { folder: folder.into() }, "save").await?;
+        match outcome {
+            Outcome::Saved { still_us } => Ok(Duration::from_micros(still_us)),
+            _ => Err(Error::Closed { during: "saving" }),
+        }
+    }
+
     async fn conclude(&self, wish: &impl Message, action: &'static str) -> Result<()> {
+        self.ask(wish, action).await.map(drop)
+    }
+
+    /// Asks the supervisor for something, and waits until it is done.
+    async fn ask(&self, wish: &impl Message, action: &'static str) -> Result<Outcome> {
         let mut stream = self.open(wish, action.into(), 0)?;
         while let Some(frame) = stream.next_frame().await? {
             if frame.kind != Kind::Concluded.byte() {
@@ -40,7 +62,7 @@ impl AgentClient {
             stream.ended = true;
             let malformed = |source| Error::Protocol { peer: "supervisor", source };
             return match Concluded::from_frame(&frame).map_err(malformed)?.outcome {
-                Outcome::Done => Ok(()),
+                done @ (Outcome::Done | Outcome::Saved { .. }) => Ok(done),
                 Outcome::Failed { detail } => Err(Error::Standstill { action, detail }),
                 Outcome::Unsupported { vmm } => Err(Error::Incapable { action, vmm }),
             };

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use microsandbox_protocol::{Bootstrap, Disk, Hello, Message, Ready, Root, Upper};
+use microsandbox_protocol::{Bootstrap, Disk, Hello, Message, Ready, Rebirth, Root, Upper};
 use tokio::time::Instant;
 
 use super::{
@@ -46,19 +46,30 @@ pub(crate) fn vm_spec(config: &LaunchConfig) -> VmSpec {
     }
 }
 
+/// What a machine begins as.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Beginning<'a> {
+    /// A boot.
+    Cold,
+    /// One that stood still right before it was told what to be.
+    Template(&'a Arc<Checkpoint>),
+    /// One that ran and was saved.
+    Saved(&'a Arc<Checkpoint>),
+}
+
 /// Starts the sandbox's machine, puts it into `slot` and brings it to a first finished command, cold
-/// or from `template`. Fills in `record`.
+/// or from what it is to begin as. Fills in `record`.
 ///
 /// # Cancel safety
 /// The machine is in its slot.
 pub(super) async fn boot(
     config: &LaunchConfig,
-    template: Option<&Arc<Checkpoint>>,
+    beginning: Beginning<'_>,
     record: &mut RunRecord,
     slot: &mut Option<Machine>,
 ) -> Result<Ready, Failed> {
     let dir = SandboxDir::new(&config.dir);
-    let spec = VmSpec { incoming: template.is_some(), ..vm_spec(config) };
+    let spec = VmSpec { incoming: !matches!(beginning, Beginning::Cold), ..vm_spec(config) };
     let vm = Vm { vmm: &config.vmm, spec: &spec, confinement: &config.confinement };
     let started = BoundedLog::open(dir.kernel_log_path())
         .and_then(|log| Machine::start(&config.name, vm, Some(log)));
@@ -72,23 +83,28 @@ pub(super) async fn boot(
         supervisor: Applied::expected(&config.confinement),
         vmm: machine.confined.clone(),
     });
-    bring_up(machine, config, template, &mut record.boot).await
+    bring_up(machine, config, beginning, &mut record.boot).await
 }
 
 async fn bring_up(
     machine: &mut Machine,
     config: &LaunchConfig,
-    template: Option<&Arc<Checkpoint>>,
+    beginning: Beginning<'_>,
     times: &mut BootTimes,
 ) -> Result<Ready, Failed> {
-    let deadline = match template {
+    let deadline = match beginning {
         // Its agent has said hello to another host before.
-        Some(template) => {
+        Beginning::Template(checkpoint) => {
             let deadline = Instant::now() + RESTORE_TIMEOUT.min(config.boot_timeout);
-            machine.restore(template, deadline).await?;
+            machine.restore(checkpoint, deadline).await?;
             deadline
         }
-        None => {
+        Beginning::Saved(checkpoint) => {
+            let deadline = Instant::now() + config.boot_timeout;
+            machine.restore(checkpoint, deadline).await?;
+            deadline
+        }
+        Beginning::Cold => {
             let deadline = Instant::now() + config.boot_timeout;
             machine.hello(deadline).await?;
             deadline
@@ -97,10 +113,13 @@ async fn bring_up(
     times.hello_us = elapsed_us(config);
     times.exec_us = machine.vmm_runs_since().map_or(0, |at| since_asked_us(config, at));
     step::reached("supervisor.hello");
-    let bootstrap =
-        bootstrap(config).map_err(|error| failed(BootStep::Kernel)(error.to_string()))?;
-    machine.agent.send(Hello::OURS.to_frame());
-    machine.agent.send(bootstrap.to_frame(0));
+    let no_entropy = |error: io::Error| failed(BootStep::Kernel)(error.to_string());
+    if let Beginning::Saved(_) = beginning {
+        machine.agent.send(rebirth(config).map_err(no_entropy)?.to_frame(0));
+    } else {
+        machine.agent.send(Hello::OURS.to_frame());
+        machine.agent.send(bootstrap(config).map_err(no_entropy)?.to_frame(0));
+    }
     // Behind it at once: the agent keeps it until it is ready, which saves a round trip.
     machine.agent.send(self_test().to_frame(SELF_TEST_STREAM));
     let ready = machine.ready(deadline).await?;
@@ -116,12 +135,22 @@ const RESTORE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Streams below the clients' ranges are the supervisor's own.
 const SELF_TEST_STREAM: u32 = 1;
 
-fn bootstrap(config: &LaunchConfig) -> io::Result<Bootstrap> {
+/// Makes a machine that was another sandbox's this one's.
+fn rebirth(config: &LaunchConfig) -> io::Result<Rebirth> {
+    let hostname = Some(config.hostname.clone());
+    Ok(Rebirth { wall_clock: clock::now(), entropy: entropy()?, hostname })
+}
+
+fn entropy() -> io::Result<Vec<u8>> {
     let mut entropy = vec![0; ENTROPY_BYTES];
     File::open("/dev/urandom")?.read_exact(&mut entropy)?;
+    Ok(entropy)
+}
+
+fn bootstrap(config: &LaunchConfig) -> io::Result<Bootstrap> {
     Ok(Bootstrap {
         wall_clock: clock::now(),
-        entropy,
+        entropy: entropy()?,
         hostname: config.hostname.clone(),
         root: ROOT,
         defaults: config.defaults.clone(),

@@ -296,7 +296,7 @@ fn watch_exec(becoming: StdUnixStream) -> io::Result<oneshot::Receiver<SystemTim
 }
 
 /// An error with its causes, on one line.
-fn explained(error: &dyn std::error::Error) -> String {
+pub(super) fn explained(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -8,7 +8,7 @@ use std::{collections::HashMap, time::Duration};
 use microsandbox_protocol::{
     Concluded, Credit, Drain, Ended, Exec, ExecFailed, ExecFailure, ExecStarted, Frame,
     JobAttached, Kill, Kind, LimitedExec, Message, Metrics, MetricsCall, Outcome, Ping, Pong,
-    Ready, SendWindow, Stop, StreamId, Unsupported, Welcome, opening_window,
+    Ready, Save, SendWindow, Stop, StreamId, Unsupported, Welcome, opening_window,
 };
 use tokio::{
     io::AsyncWrite,
@@ -100,6 +100,8 @@ pub(super) struct GuestLied(pub(super) String);
 pub(super) enum GuestNews {
     /// Nothing: it was passed on.
     None,
+    /// The agent sends nothing more until it is released.
+    Held,
     /// Everything is on the disks; the machine may go.
     Stopped,
     /// What was asked for with [`Relay::ask_metrics`].
@@ -146,12 +148,11 @@ impl Relay {
         self.paused = paused;
     }
 
-    /// Tells a client what became of its wish.
-    pub(super) fn conclude(&self, stream: StreamId, outcome: Outcome) {
-        // One that has hung up does not want to know.
-        if let Some(client) = self.clients.get(&owner(stream)) {
-            client.sender.send(Concluded { outcome }.to_frame(stream));
-        }
+    /// Tells a client what became of its wish; false when it has hung up.
+    pub(super) fn conclude(&self, stream: StreamId, outcome: Outcome) -> bool {
+        let Some(client) = self.clients.get(&owner(stream)) else { return false };
+        client.sender.send(Concluded { outcome }.to_frame(stream));
+        true
     }
 
     /// Where frames for the guest go.
@@ -241,6 +242,10 @@ impl Relay {
         match kind {
             Some(Kind::Pause) => return Ok(Some(Wish::Standstill(Want::Pause, frame.stream))),
             Some(Kind::Resume) => return Ok(Some(Wish::Standstill(Want::Resume, frame.stream))),
+            Some(Kind::Save) => {
+                let Save { folder } = Save::from_frame(&frame).map_err(malformed)?;
+                return Ok(Some(Wish::Standstill(Want::Save { folder }, frame.stream)));
+            }
             Some(Kind::Exec) => {
                 let exec = Exec::from_frame(&frame).map_err(malformed)?;
                 self.open_stream(client, frame.stream, exec.window)?;
@@ -380,6 +385,7 @@ impl Relay {
         let kind = Kind::from_byte(frame.kind);
         if frame.stream == 0 {
             return Ok(match kind {
+                Some(Kind::Held) => GuestNews::Held,
                 Some(Kind::Stopped) => GuestNews::Stopped,
                 _ => GuestNews::None,
             });
@@ -447,7 +453,7 @@ impl Relay {
     }
 }
 
-fn owner(stream: StreamId) -> ClientId {
+pub(super) fn owner(stream: StreamId) -> ClientId {
     ClientId::try_from(stream >> 16).expect("16 bits are left")
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use chrono::Utc;
-use microsandbox_protocol::{Frame, Message, Shutdown, Stop};
+use microsandbox_protocol::{Frame, Message, Outcome, Shutdown, Stop};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
@@ -23,12 +23,13 @@ use super::{
     confined,
     limits::Limits,
     machine::Machine,
-    relay::{ClientId, GuestNews, Relay, Wish},
+    relay::{ClientId, GuestNews, Relay, Wish, owner},
     standstill::{Settled, Standstill},
     start::Source,
 };
 use crate::{
     EndReason, ExitRecord, LaunchConfig, RunRecord, SandboxDir, VmmExit,
+    checkpoint::Shape,
     exec_log::ExecLog,
     link::FrameReader,
     orders::{DETACH, Progress},
@@ -92,6 +93,7 @@ fn begin(config: &LaunchConfig, dir: &SandboxDir) -> crate::Result<RunRecord> {
         stopping: false,
         paused: false,
     };
+    dir.remove_saved()?;
     dir.reserve_records()?;
     dir.remove_socket()?;
     dir.write_run_record(&record)?;
@@ -132,6 +134,7 @@ async fn live(
     masters: &mut Masters,
 ) -> (ExitRecord, Option<Relay>) {
     let dir = &SandboxDir::new(&config.dir);
+    let saveable = shapes.machine.as_ref().ok().cloned();
     let mut source = Source::find(config, shapes, record);
     let mut slot = None;
     let booted = tokio::select! {
@@ -146,7 +149,7 @@ async fn live(
         (None, Err(reason)) => return (exit_record(config, reason, String::new()), None),
         (None, Ok(_)) => unreachable!("a machine that booted is in its slot"),
     };
-    let mut session = match Session::open(config, dir, &machine, ready.clone()) {
+    let mut session = match Session::open(config, dir, &machine, ready.clone(), saveable) {
         Ok(session) => session,
         Err(error) => {
             let reason = EndReason::AgentLost { detail: format!("open the relay: {error}") };
@@ -199,6 +202,7 @@ impl<'a> Session<'a> {
         dir: &'a SandboxDir,
         machine: &Machine,
         ready: microsandbox_protocol::Ready,
+        shape: Option<Shape>,
     ) -> io::Result<Self> {
         let (_held_open, path) = dir.short_socket_path()?;
         let listener = UnixListener::bind(&path)?;
@@ -218,7 +222,7 @@ impl<'a> Session<'a> {
             to_session,
             limits,
             asked_if_idle: false,
-            standstill: Standstill::default(),
+            standstill: Standstill::new(dir.clone(), shape),
             stopping: None,
         })
     }
@@ -249,6 +253,7 @@ impl<'a> Session<'a> {
                                 self.begin_stop(reason, timeout, machine, record);
                             }
                         }
+                        Ok(GuestNews::Held) => self.standstill.held(),
                         Ok(GuestNews::Stopped) => return (self.reason_for_end(), false),
                         Err(lie) => return (EndReason::AgentLost { detail: lie.0 }, true),
                     },
@@ -269,6 +274,7 @@ impl<'a> Session<'a> {
                         Some(frame) => self.on_client(client, frame),
                         None => {
                             self.relay.remove_client(client);
+                            self.standstill.forget(client);
                             None
                         }
                     };
@@ -354,7 +360,12 @@ impl<'a> Session<'a> {
     /// Does what follows from a wish that was seen to, and answers it.
     fn settle(&mut self, settled: Settled, record: &mut RunRecord) {
         self.note_paused(record);
-        self.relay.conclude(settled.asker, settled.outcome);
+        if matches!(settled.outcome, Outcome::Saved { .. }) && !record.paused {
+            set_guest_clock(self.relay.agent());
+        }
+        if !self.relay.conclude(settled.asker, settled.outcome) {
+            self.standstill.forget(owner(settled.asker));
+        }
     }
 
     /// Lets a machine that stands still go on, so that it can end.

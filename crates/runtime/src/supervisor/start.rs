@@ -9,13 +9,16 @@
 //! The launcher hears which it was. It removes what failed and has one built where there was none
 //! (`template::plan`): a supervisor may read templates and no more.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use microsandbox_protocol::Ready;
 
-use super::{boot, machine::Failed, machine::Machine};
+use super::{
+    boot::{self, Beginning},
+    machine::{Failed, Machine, explained, failed},
+};
 use crate::{
-    LaunchConfig, RunRecord, SandboxDir,
+    BootStep, LaunchConfig, RunRecord, SandboxDir,
     checkpoint::{Checkpoint, Shape},
     record::{ColdReason, FailedTemplate, Origin},
     template::{Templates, plan::Shapes},
@@ -28,6 +31,8 @@ pub(super) struct Source {
     candidates: Vec<Candidate>,
     /// What it means when none of them will do.
     why_cold: ColdReason,
+    /// The saved machine that it must go on from, if it must, or why it cannot.
+    saved: Option<Result<Arc<Checkpoint>, Failed>>,
 }
 
 #[derive(Debug)]
@@ -41,7 +46,12 @@ struct Candidate {
 impl Source {
     /// Looks for templates; notes in `record` what is of no use.
     pub(super) fn find(config: &LaunchConfig, shapes: Shapes, record: &mut RunRecord) -> Self {
-        let mut source = Self { candidates: Vec::new(), why_cold: ColdReason::NotBuilt };
+        let mut source =
+            Self { candidates: Vec::new(), why_cold: ColdReason::NotBuilt, saved: None };
+        if let Some(folder) = &config.saved {
+            record.origin = Some(Origin::Saved);
+            return Self { saved: Some(saved(folder, shapes.machine)), ..source };
+        }
         let (root, machine) = match (&config.templates, shapes.machine) {
             (Some(root), Ok(machine)) => (root, machine),
             (None, _) => return Self { why_cold: ColdReason::Declined, ..source },
@@ -84,6 +94,10 @@ impl Source {
         record: &mut RunRecord,
         slot: &mut Option<Machine>,
     ) -> Result<Ready, Failed> {
+        if let Some(saved) = self.saved.take() {
+            // There is no other way to have what was in its memory.
+            return boot::boot(config, Beginning::Saved(&saved?), record, slot).await;
+        }
         while let Some(candidate) = self.candidates.pop() {
             match candidate.boot(config, record, slot).await {
                 Ok(ready) => return Ok(ready),
@@ -96,7 +110,7 @@ impl Source {
             }
         }
         record.origin = Some(Origin::Cold { why: self.why_cold.clone() });
-        boot::boot(config, None, record, slot).await
+        boot::boot(config, Beginning::Cold, record, slot).await
     }
 }
 
@@ -117,7 +131,7 @@ impl Candidate {
             true => Some(dir.use_template_upper().map_err(|error| error.to_string())?),
             false => None,
         };
-        let ready = boot::boot(config, Some(&self.template), record, slot).await;
+        let ready = boot::boot(config, Beginning::Template(&self.template), record, slot).await;
         let ready = ready.map_err(|failure| failure.to_string())?;
         if let Some(upper) = upper {
             upper.keep();
@@ -125,4 +139,15 @@ impl Candidate {
         self.template.mark_used();
         Ok(ready)
     }
+}
+
+/// Opens a saved machine, which must be one of this shape.
+fn saved(folder: &Path, shape: Result<Shape, ColdReason>) -> Result<Arc<Checkpoint>, Failed> {
+    let refused = failed(BootStep::Restore);
+    let shape = shape.map_err(|why| refused(format!("this VMM can restore nothing: {why:?}")))?;
+    let checkpoint = Checkpoint::open(folder).map_err(|error| refused(explained(&error)))?;
+    let checkpoint =
+        checkpoint.ok_or_else(|| refused(format!("nothing is in {}", folder.display())))?;
+    checkpoint.shape().check(&shape).map_err(|error| refused(error.to_string()))?;
+    Ok(Arc::new(checkpoint))
 }

@@ -51,7 +51,6 @@ impl Plan {
     /// Looks for templates and gets ready what is needed of them. Reads the guest's and the VMM's
     /// files, once. Blocks.
     pub(crate) fn make(config: &LaunchConfig) -> Self {
-        let Some(root) = &config.templates else { return Self::cold(ColdReason::Declined) };
         let mut digests = FileDigests::open(&config.digests);
         let machine = match shape_of(&config.vmm, &vm_spec(config), &mut digests) {
             Ok(Some(shape)) => shape,
@@ -59,6 +58,9 @@ impl Plan {
             Err(error) => {
                 return Self::cold(ColdReason::Unusable { detail: error.to_string() });
             }
+        };
+        let Some(root) = &config.templates else {
+            return Self { shapes: Shapes { machine: Ok(machine), image: None }, prepared: None };
         };
         let fresh = config.fresh.as_ref().and_then(|fresh| root_of(fresh).ok());
         let image = fresh.map(|root| Shape { root, ..machine.clone() });

@@ -137,6 +137,8 @@ impl Qemu {
             spec.memory_mib,
         );
         args.extend(["-object".into(), memory.into()]);
+        // The state is that of devices alone, without what a migration says of itself in front of it.
+        args.extend(["-global".into(), "migration.send-configuration=off".into()]);
         if spec.incoming {
             args.extend(["-incoming".into(), "defer".into()]);
         }

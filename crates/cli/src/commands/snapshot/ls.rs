@@ -30,6 +30,7 @@ struct Entry<'a> {
     created_at: DateTime<Utc>,
     source_sandbox: &'a str,
     image: &'a str,
+    full: bool,
     size_bytes: u64,
     stored_bytes: u64,
 }
@@ -48,12 +49,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.format == Format::Json {
         return output::json(&entries);
     }
-    let mut table = Table::new(["NAME", "SANDBOX", "IMAGE", "CREATED", "DISK", "STORED"]);
+    let mut table = Table::new(["NAME", "SANDBOX", "IMAGE", "KIND", "CREATED", "DISK", "STORED"]);
     for entry in entries {
         table.row([
             entry.name.to_owned(),
             entry.source_sandbox.to_owned(),
             output::familiar(entry.image),
+            if entry.full { "full" } else { "disk" }.into(),
             entry.created_at.format("%F %R UTC").to_string(),
             output::size(entry.size_bytes),
             output::size(entry.stored_bytes),
@@ -70,6 +72,7 @@ impl<'a> Entry<'a> {
             created_at: snapshot.created_at(),
             source_sandbox: snapshot.source_sandbox(),
             image: snapshot.image_reference(),
+            full: snapshot.is_full(),
             size_bytes: snapshot.size_bytes(),
             stored_bytes: snapshot.stored_bytes()?,
         })

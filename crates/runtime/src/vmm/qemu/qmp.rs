@@ -146,6 +146,17 @@ impl Qmp {
         self.execute_with("getfd", arguments, Some(fd), within).await.map(drop)
     }
 
+    /// Gives QEMU a copy of `fd`, as a file that commands then take as `/dev/fdset/` and what this gives.
+    ///
+    /// # Errors
+    /// [`QmpError`].
+    pub(crate) async fn add_fd(&self, fd: OwnedFd, within: Duration) -> Result<u64, QmpError> {
+        let command = "add-fd";
+        let added = self.execute_with(command, Value::Null, Some(fd), within).await?;
+        let set = added["fdset-id"].as_u64();
+        set.ok_or_else(|| QmpError::Refused { command, reason: "it named no set".into() })
+    }
+
     async fn execute_with(
         &self,
         command: &'static str,

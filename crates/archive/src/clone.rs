@@ -92,14 +92,13 @@ mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt};
 
     use super::*;
-    use crate::Digest;
 
     #[test]
     fn a_clone_is_the_same_and_as_sparse() {
         let dir = tempfile::tempdir().unwrap();
         let from = File::create_new(dir.path().join("from")).unwrap();
-        from.set_len(1 << 30).unwrap();
-        for offset in [0, 70_000, (1 << 29) + 5, (1 << 30) - 3] {
+        from.set_len(1 << 28).unwrap();
+        for offset in [0, 70_000, (1 << 27) + 5, (1 << 28) - 3] {
             from.write_all_at(b"abc", offset).unwrap();
         }
         drop(from);
@@ -111,10 +110,21 @@ mod tests {
             .open(dir.path().join("to"))
             .unwrap();
         clone_file(&from, &to).unwrap();
-        assert_eq!(Digest::of_content(&from).unwrap(), Digest::of_content(&to).unwrap());
+        assert!(same(&from, &to));
         assert!(to.metadata().unwrap().blocks() <= from.metadata().unwrap().blocks());
         let elsewhere = tempfile::tempfile_in("/dev/shm").unwrap();
         clone_file(&from, &elsewhere).unwrap();
-        assert_eq!(Digest::of_content(&from).unwrap(), Digest::of_content(&elsewhere).unwrap());
+        assert!(same(&from, &elsewhere));
+    }
+
+    fn same(one: &File, other: &File) -> bool {
+        let len = one.metadata().unwrap().len();
+        let piece = |file: &File, at| {
+            let mut piece = vec![0; 1 << 20];
+            file.read_exact_at(&mut piece, at).unwrap();
+            piece
+        };
+        len == other.metadata().unwrap().len()
+            && (0..len).step_by(1 << 20).all(|at| piece(one, at) == piece(other, at))
     }
 }

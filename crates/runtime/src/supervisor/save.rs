@@ -1,0 +1,130 @@
+//! Saving a machine while it runs: memory, devices and disk of one moment.
+//!
+//! ```text
+//!  hold the link ─ held ─▶ pause ─▶ devices ─▶ memory, and beside it the disk ─▶ go on ─▶ release
+//!                          └───────────── the guest stands still ────────────┘
+//! ```
+//!
+//! While the link is held nothing is on its way between host and agent, so the machine that goes on
+//! from what was saved finds a link without halves of frames.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use microsandbox_snapshot::clone_file;
+use tokio::{
+    sync::oneshot,
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
+
+use super::machine::explained;
+use crate::{
+    checkpoint::{Checkpoint, SavedVm, Shape},
+    link::FrameSender,
+    vmm::qemu::qmp::Qmp,
+};
+
+/// Longest time for the agent to hold the link; it does so at once unless the guest hangs.
+const HELD_WITHIN: Duration = Duration::from_secs(10);
+
+/// Name of the disk's copy in a saved machine.
+const UPPER: &str = "upper.ext4";
+
+/// Everything that saving a machine takes.
+#[derive(Debug)]
+pub(super) struct SaveOrder {
+    pub(super) qmp: Qmp,
+    pub(super) agent: FrameSender,
+    pub(super) memory: Arc<File>,
+    pub(super) shape: Shape,
+    /// The writable disk.
+    pub(super) upper: PathBuf,
+    /// The folder that is made.
+    pub(super) into: PathBuf,
+    /// It stands still, and is to do so afterwards.
+    pub(super) is_paused: bool,
+    /// Tells that the agent holds the link.
+    pub(super) held: oneshot::Receiver<()>,
+}
+
+/// Saves the machine; gives how long the guest stood still. It goes on in any case, and a failure
+/// leaves no folder.
+pub(super) async fn save(mut order: SaveOrder) -> Result<Duration, String> {
+    let made = DirBuilder::new().mode(0o700).create(&order.into);
+    made.map_err(|error| format!("make {}: {error}", order.into.display()))?;
+    let saved = order.save().await;
+    let still = order.go_on(&saved).await;
+    match saved.and_then(|began| still.map(|()| began.elapsed())) {
+        Ok(still) => Ok(still),
+        Err(why) => {
+            remove(&order.into);
+            Err(why)
+        }
+    }
+}
+
+/// Removes a saved machine that nobody took away.
+pub(super) fn remove(folder: &Path) {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, folder = %folder.display(), "a saved machine stays");
+        }
+        _ => {}
+    }
+}
+
+impl SaveOrder {
+    /// Gives when the guest began to stand still.
+    async fn save(&mut self) -> Result<Instant, String> {
+        let told = |error: crate::vmm::qemu::qmp::QmpError| error.to_string();
+        if self.is_paused {
+            // Only a guest that runs can hold its link.
+            self.qmp.resume().await.map_err(told)?;
+        }
+        self.agent.hold();
+        let held = timeout(HELD_WITHIN, &mut self.held).await;
+        if !matches!(held, Ok(Ok(()))) {
+            return Err("the agent does not hold its link: it is older, or the guest hangs".into());
+        }
+        let began = Instant::now();
+        self.qmp.pause().await.map_err(told)?;
+        let devices = self.qmp.save_devices_in_place().await.map_err(told)?;
+        let memory = Arc::clone(&self.memory);
+        let (shape, into) = (self.shape.clone(), self.into.clone());
+        let checkpoint = spawn_blocking(move || {
+            let vm = SavedVm { memory: &memory, devices: &devices, upper: None };
+            Checkpoint::write(&into, shape, &vm).map(drop).map_err(|error| explained(&error))
+        });
+        let (upper, to) = (self.upper.clone(), self.into.join(UPPER));
+        let disk = spawn_blocking(move || copy_disk(&upper, &to));
+        let (checkpoint, disk) = tokio::join!(checkpoint, disk);
+        checkpoint.map_err(|error| error.to_string())??;
+        disk.map_err(|error| error.to_string())??;
+        Ok(began)
+    }
+
+    async fn go_on(&self, saved: &Result<Instant, String>) -> Result<(), String> {
+        let went_on = match (self.is_paused, saved) {
+            (true, Err(_)) => self.qmp.pause().await,
+            (true, Ok(_)) => Ok(()),
+            (false, _) => self.qmp.resume().await,
+        };
+        self.agent.release();
+        went_on.map_err(|error| error.to_string())
+    }
+}
+
+fn copy_disk(from: &Path, to: &Path) -> Result<(), String> {
+    let copy = || {
+        let new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+        clone_file(&File::open(from)?, &new)
+    };
+    copy().map_err(|error| format!("copy {}: {error}", from.display()))
+}
