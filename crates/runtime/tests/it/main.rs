@@ -73,6 +73,7 @@ fn orders(dir: &Path, vmm: SelectedVmm, boot_timeout: Duration) -> Result<Launch
         vmm,
         templates: None,
         fresh: None,
+        saved: None,
         digests: dir.join("digests.json"),
         hostname: "driver-test".into(),
         defaults: ExecDefaults::default(),
