@@ -165,7 +165,10 @@ async fn lacking() -> Result<()> {
     };
     let refused = start("required")?;
     let told = String::from_utf8_lossy(&refused.stderr);
-    ensure!(!refused.status.success() && told.contains("confine the sandbox with namespaces"), "{told}");
+    ensure!(
+        !refused.status.success() && told.contains("confine the sandbox with namespaces"),
+        "{told}"
+    );
     let done = start("auto")?;
     ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     let handle = Sandbox::get(name).await?;

@@ -18,7 +18,6 @@ use std::{
 };
 
 use rustix::fs::{MemfdFlags, memfd_create};
-
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
