@@ -147,7 +147,7 @@ pub enum MicrosandboxError {
         digest: String,
         /// Why it could not be had.
         #[source]
-        source: Box<MicrosandboxError>,
+        source: Box<Self>,
     },
     /// A snapshot is not what its digests say.
     #[error("{0}")]

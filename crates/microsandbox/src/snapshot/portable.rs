@@ -74,7 +74,7 @@ pub(super) async fn save(
     let work = move || {
         let failed = |errno: io::Error| MicrosandboxError::file("write", &path)(errno);
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let directory = parent.unwrap_or(Path::new("."));
+        let directory = parent.unwrap_or_else(|| Path::new("."));
         let unnamed = || failed(io::ErrorKind::IsADirectory.into());
         let name = path.file_name().ok_or_else(unnamed)?;
         let opened = File::open(directory).map_err(failed)?;

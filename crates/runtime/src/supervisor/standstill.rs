@@ -107,15 +107,18 @@ impl Standstill {
         if self.task.is_some() {
             return Err(failed("it is being paused, resumed or saved already"));
         }
-        let (paused, mut saving) = (self.paused, None);
+        let paused = match &want {
+            Want::Pause => true,
+            Want::Resume => false,
+            Want::Save { .. } => self.paused,
+        };
+        let mut saving = None;
         let work = match want {
-            Want::Pause | Want::Resume if paused == (want == Want::Pause) => {
-                return Err(Outcome::Done);
-            }
+            Want::Pause | Want::Resume if paused == self.paused => return Err(Outcome::Done),
             Want::Pause => tokio::spawn(async move { done(qmp.pause().await) }),
             Want::Resume => tokio::spawn(async move { done(qmp.resume().await) }),
-            Want::Save { ref folder } => {
-                let into = self.dir.saved_path(folder);
+            Want::Save { folder } => {
+                let into = self.dir.saved_path(&folder);
                 let into = into.ok_or_else(|| failed("that is no name of a folder"))?;
                 let (told, held) = oneshot::channel();
                 saving = Some(Saving { folder: into.clone(), held: Some(told) });
@@ -135,11 +138,6 @@ impl Standstill {
                     Ok(Outcome::Saved { still_us })
                 })
             }
-        };
-        let paused = match want {
-            Want::Pause => true,
-            Want::Resume => false,
-            Want::Save { .. } => paused,
         };
         Ok(Task { asker, work, paused, saving })
     }

@@ -1,5 +1,7 @@
 //! Snapshots on a real file system, and archives of them that went through real tools.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test they help")]
+
 mod archives;
 mod store;
 

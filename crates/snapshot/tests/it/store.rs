@@ -17,7 +17,7 @@ fn a_snapshot_is_found_by_name_and_by_content_and_is_gone_after_removal() {
     let made = snapshot(&store, "a").unwrap();
     assert_eq!(store.get("a").unwrap(), made);
     assert_eq!(store.get(&made.id().to_string()).unwrap(), made);
-    assert_eq!(store.list().unwrap(), [made.clone()]);
+    assert_eq!(store.list().unwrap(), std::slice::from_ref(&made));
     assert_eq!(store.pinned_images().unwrap(), [manifest().image.manifest_digest]);
     assert_eq!(names(made.path()), ["checkpoint", "seen.json", "snapshot.json", "upper.ext4"]);
     let stored = made.stored_bytes().unwrap();
