@@ -4,8 +4,8 @@
 //!  Confinement (the wish) ─▶ Profile (plain data) ─▶ Walls (ready to apply) ─▶ Applied (run.json)
 //! ```
 //!
-//! Which files a process may open is said in [`files`], which system calls it may make in [`calls`],
-//! and what else it gives up in [`process`]. `docs/security.md` tells the whole story.
+//! Which files a process may open is said in `files`, which system calls it may make in `calls`,
+//! and what else it gives up in `process`. `docs/security.md` tells the whole story.
 
 pub(crate) mod calls;
 pub(crate) mod files;

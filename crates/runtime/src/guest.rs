@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A build is never edited, so a sandbox that is being started keeps the files it was given. Builds
-//! are installed from outside, or unpacked from a program that carries one ([`mod@carried`]).
+//! are installed from outside, or unpacked from a program that carries one (`carried.rs`).
 
 #[cfg(feature = "embed-guest")]
 pub(crate) mod carried;
