@@ -114,13 +114,15 @@ fn a_shell_on_the_terminal_has_job_control_and_the_windows_size() {
     tmux.see_last("guest>");
     tmux.line("stty size; tty");
     tmux.see("24 80", |screen| screen.contains("24 80\n/dev/pts/0"));
-    tmux.line("sleep 1000");
-    tmux.see("sleep", |screen| screen.contains("guest> sleep 1000"));
+    // A key that comes while the shell still has the terminal is the shell's.
+    tmux.line("echo asleep; sleep 1000");
+    tmux.see("sleep", |screen| screen.contains("\nasleep"));
     tmux.keys("C-z");
     tmux.see("stopped", |screen| screen.contains("Stopped"));
     tmux.line("kill -9 %1; wait; clear");
     tmux.see_last("guest>");
-    tmux.line("cat");
+    tmux.line("echo open; cat");
+    tmux.see("cat", |screen| screen.contains("\nopen"));
     tmux.line("typed");
     tmux.see("an echo", |screen| screen.matches("typed").count() == 2);
     tmux.keys("C-c");
