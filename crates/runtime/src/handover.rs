@@ -25,6 +25,12 @@ use crate::{program::Role, sys};
 /// The processes of one sandbox must all be of one build.
 pub const BUILD: &str = env!("MSB_BUILD");
 
+/// [`BUILD`], in one piece: the compiler would spread a constant over its instructions, and a test
+/// finds the name in a program and changes it there.
+pub(crate) fn this_build() -> &'static str {
+    std::hint::black_box(BUILD)
+}
+
 /// Most descriptors in one hand-over.
 const MAX_FDS: usize = 16;
 
@@ -97,9 +103,7 @@ pub(crate) fn receive<T: DeserializeOwned, const N: usize>(
     let (body, fds) = receive_bytes(socket).map_err(Refusal::Socket)?;
     let unreadable = |error: serde_json::Error| Refusal::Socket(error.into());
     let head: Head = serde_json::from_slice(&body).map_err(unreadable)?;
-    // The compiler would spread the name over its instructions. In one piece it can be found in a
-    // program, and changed there by a test.
-    if head.build != std::hint::black_box(BUILD) {
+    if head.build != this_build() {
         return Err(Refusal::Build { theirs: head.build });
     }
     if head.role != role.argv0() {

@@ -84,7 +84,8 @@ fn take_orders() -> io::Result<Orders> {
 
 /// Tells the launcher why its orders are not taken, in words that every build understands.
 fn refuse(mut control: &StdUnixStream, refusal: Refusal) -> io::Error {
-    let refused = Progress::Refused { build: handover::BUILD.into(), why: refusal.to_string() };
+    let refused =
+        Progress::Refused { build: handover::this_build().into(), why: refusal.to_string() };
     let mut line = serde_json::to_vec(&refused).unwrap_or_default();
     line.push(b'\n');
     // A launcher that is gone does not want to know.
