@@ -25,6 +25,14 @@ pub(crate) fn cargo() -> OsString {
     read(CARGO).unwrap_or_else(|| "cargo".into())
 }
 
+/// Names of the variables in which cargo describes the package that it runs: this one.
+pub(crate) fn of_this_package() -> impl Iterator<Item = OsString> {
+    std::env::vars_os().map(|(name, _)| name).filter(|name| {
+        let name = name.as_encoded_bytes();
+        name.starts_with(b"CARGO_PKG_") || name.starts_with(b"CARGO_MANIFEST_")
+    })
+}
+
 /// The user's home folder.
 pub(crate) fn home() -> Option<PathBuf> {
     read(HOME).map(PathBuf::from)

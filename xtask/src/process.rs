@@ -33,9 +33,16 @@ impl Tool {
         Self { command }
     }
 
-    /// The cargo that runs this program.
+    /// The cargo that runs this program, as if it had been called by hand.
+    ///
+    /// `cargo run` describes the package it runs in variables. Some build scripts (ring's) ask to be
+    /// run again when those change, and with them a third of the dependencies would be built anew.
     pub(crate) fn cargo() -> Self {
-        Self::new(env::cargo())
+        let mut tool = Self::new(env::cargo());
+        for name in env::of_this_package() {
+            tool.command.env_remove(name);
+        }
+        tool
     }
 
     /// Adds one argument.

@@ -39,7 +39,7 @@ struct Taken {
 
 /// Lets `sandboxes` of them stand for `minutes`.
 pub(super) fn run(sandboxes: usize, minutes: f64) -> Result<()> {
-    let home = BenchHome::prepare_in("soak-home")?;
+    let home = BenchHome::prepare_in("soak-idle-home")?;
     home.msb().args(["rm", "-f", "--all"]).output()?;
     let mut pairs = Vec::new();
     for number in 0..sandboxes {

@@ -27,7 +27,7 @@ const NAME: &str = "soak-life";
 
 /// Lives `count` lives and compares what is held before and after.
 pub(super) fn run(count: usize) -> Result<()> {
-    let home = BenchHome::prepare_in("soak-home")?;
+    let home = BenchHome::prepare_in("soak-life-home")?;
     home.msb().args(["rm", "-f", "--all"]).output()?;
     // Once, so that what is made at first use is there.
     cycle(&home, 0)?;
