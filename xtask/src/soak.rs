@@ -11,8 +11,12 @@ use std::{
     collections::BTreeMap,
     fs,
     hash::{BuildHasher, RandomState},
+    ops::Range,
     process::{Command, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -58,29 +62,40 @@ fn commands(count: usize) -> Result<()> {
 
 /// Runs commands through `msb` and kills about half of the clients; gives how many.
 fn kill_clients(loaded: &Loaded, count: usize) -> Result<usize> {
-    let (next, killed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let killed = AtomicUsize::new(0);
     let random = RandomState::new();
-    let lane = || -> Result<()> {
-        loop {
-            let turn = next.fetch_add(1, Ordering::Relaxed);
-            if turn >= count {
-                return Ok(());
-            }
-            // 0 to 63 ms: before, while and after the command runs.
-            let delay = Duration::from_millis(random.hash_one(turn) % 64);
-            if one_client(loaded, turn, delay)? {
-                killed.fetch_add(1, Ordering::Relaxed);
-            }
+    in_lanes(LANES, 0..count, |turn| {
+        // 0 to 63 ms: before, while and after the command runs.
+        let delay = Duration::from_millis(random.hash_one(turn) % 64);
+        if one_client(loaded, turn, delay)? {
+            killed.fetch_add(1, Ordering::Relaxed);
         }
+        Ok(())
+    })?;
+    Ok(killed.into_inner())
+}
+
+/// Takes `turns`, so many at once; the first failure of a lane ends that lane.
+fn in_lanes(
+    lanes: usize,
+    turns: Range<usize>,
+    take: impl Fn(usize) -> Result<()> + Sync,
+) -> Result<()> {
+    let turns = Mutex::new(turns);
+    let next = || turns.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let lane = || -> Result<()> {
+        while let Some(turn) = next() {
+            take(turn)?;
+        }
+        Ok(())
     };
     thread::scope(|scope| {
-        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
+        let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
         lanes.into_iter().try_for_each(|lane| match lane.join() {
             Ok(done) => done,
             Err(panic) => std::panic::resume_unwind(panic),
         })
-    })?;
-    Ok(killed.into_inner())
+    })
 }
 
 /// One command; true when its client was killed first.

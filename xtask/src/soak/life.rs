@@ -5,13 +5,12 @@ use std::{
     collections::BTreeMap,
     fs,
     path::Path,
-    sync::atomic::{AtomicUsize, Ordering},
-    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 
+use super::in_lanes;
 use crate::{
     bench::home::{BenchHome, IMAGE},
     terminal,
@@ -34,22 +33,9 @@ pub(super) fn run(count: usize) -> Result<()> {
     let before = held(&home)?;
     terminal::step(format_args!("{count} lives, {LANES} at a time"));
     let begun = Instant::now();
-    let next = AtomicUsize::new(0);
-    let lane = || -> Result<()> {
-        loop {
-            let turn = next.fetch_add(1, Ordering::Relaxed) + 1;
-            if turn > count {
-                return Ok(());
-            }
-            cycle(&home, turn).with_context(|| format!("life {turn}"))?;
-        }
-    };
-    thread::scope(|scope| {
-        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
-        lanes.into_iter().try_for_each(|lane| match lane.join() {
-            Ok(done) => done,
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
+    // 0 was the one before.
+    in_lanes(LANES, 1..count + 1, |turn| {
+        cycle(&home, turn).with_context(|| format!("life {turn}"))
     })?;
     terminal::step(format_args!("{:.0} s", begun.elapsed().as_secs_f64()));
     settled(&home, &before)
