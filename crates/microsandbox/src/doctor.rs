@@ -6,7 +6,7 @@ mod machine;
 mod qemu;
 mod trial;
 
-use microsandbox_runtime::{BUILD, KvmProbe, own_program};
+use microsandbox_runtime::{BUILD, KvmProbe, explained, own_program};
 
 use crate::{MicrosandboxResult, home::Home};
 
@@ -65,7 +65,7 @@ pub fn examine() -> MicrosandboxResult<Vec<Check>> {
     checks.extend(guest::check(&home.guest()));
     checks.push(match home.selected_vmm(&probe) {
         Ok(vmm) => Check::ok("driver", format!("{} with {}", vmm.kind, vmm.accel)),
-        Err(error) => Check::fail("driver", error_chain(&error), error.hint()),
+        Err(error) => Check::fail("driver", explained(&error), error.hint()),
     });
     Ok(checks)
 }
@@ -82,15 +82,4 @@ impl Check {
     fn fail(name: &'static str, detail: String, remedy: Option<String>) -> Self {
         Self { name, verdict: Verdict::Fail, detail, remedy }
     }
-}
-
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -260,3 +260,14 @@ fn told(message: &str) -> String {
         message => format!(": {message}"),
     }
 }
+
+/// An error with its causes, on one line.
+pub fn explained(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}

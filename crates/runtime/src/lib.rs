@@ -43,7 +43,7 @@ pub use client::{
     jobs::{JobStream, JobUpdate},
 };
 pub use confine::{Applied, Confinement, ConfinementRecord, Layer};
-pub use error::{Error, Result};
+pub use error::{Error, Result, explained};
 pub use exec_log::{ExecContent, ExecLogReader, ExecRecord};
 #[cfg(feature = "embed-guest")]
 pub use guest::carried::{CarriedFile, CarriedGuest};

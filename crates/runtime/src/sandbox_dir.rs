@@ -477,6 +477,7 @@ fn remove_if_there(path: &Path) -> Result<()> {
         _ => Ok(()),
     }
 }
+
 /// Puts the fresh disk back, unless the other one is kept.
 #[derive(Debug)]
 #[must_use]

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use microsandbox_runtime::Guest;
+use microsandbox_runtime::{Guest, explained};
 
 use super::Check;
 use crate::MicrosandboxResult;
@@ -14,7 +14,7 @@ pub(super) fn check(guest: &MicrosandboxResult<Guest>) -> Vec<Check> {
     let guest = match guest {
         Ok(guest) => guest,
         Err(error) => {
-            return vec![Check::fail("guest", super::error_chain(error), error.hint())];
+            return vec![Check::fail("guest", explained(error), error.hint())];
         }
     };
     let kernel = check_file("guest kernel", &guest.kernel, |path| {

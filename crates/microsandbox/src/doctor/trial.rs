@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use microsandbox_image::{ImageConfig, Silent};
-use microsandbox_runtime::SandboxDir;
+use microsandbox_runtime::{SandboxDir, explained};
 
-use super::{Check, error_chain};
+use super::Check;
 use crate::{MicrosandboxError, MicrosandboxResult, Sandbox, home::Home, image::Image};
 
 /// Boots a sandbox, takes its word for what it is, and removes it and its image.
@@ -24,7 +24,7 @@ pub async fn try_boot() -> MicrosandboxResult<Check> {
     let _no_image = Image::remove(&name).await;
     Ok(match booted {
         Ok(detail) => Check::ok("boot", detail),
-        Err(error) => Check::fail("boot", error_chain(&error), error.hint()),
+        Err(error) => Check::fail("boot", explained(&error), error.hint()),
     })
 }
 

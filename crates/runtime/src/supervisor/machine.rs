@@ -31,6 +31,7 @@ use super::{
 use crate::{
     Applied, BootStep, EndReason, Program, VmmExit, VmmKind,
     checkpoint::Checkpoint,
+    error::explained,
     link::{FrameReader, FrameSender},
     vmm::{
         VmFds, new_memory,
@@ -293,17 +294,6 @@ fn watch_exec(becoming: StdUnixStream) -> io::Result<oneshot::Receiver<SystemTim
         let _nobody_waits = done.send(SystemTime::now());
     });
     Ok(runs)
-}
-
-/// An error with its causes, on one line.
-pub(super) fn explained(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// What a dying Linux kernel prints (`kernel/panic.c`).

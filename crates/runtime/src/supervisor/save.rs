@@ -24,9 +24,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::machine::explained;
 use crate::{
     checkpoint::{Checkpoint, SavedVm, Shape},
+    error::explained,
     link::FrameSender,
     vmm::qemu::qmp::Qmp,
 };
@@ -95,7 +95,7 @@ impl SaveOrder {
         }
         let began = Instant::now();
         self.qmp.pause().await.map_err(told)?;
-        let devices = self.qmp.save_devices_in_place().await.map_err(told)?;
+        let devices = self.qmp.save_devices().await.map_err(told)?;
         let memory = Arc::clone(&self.memory);
         let (shape, into) = (self.shape.clone(), self.into.clone());
         let checkpoint = spawn_blocking(move || {

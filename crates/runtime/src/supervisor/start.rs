@@ -15,11 +15,12 @@ use microsandbox_protocol::Ready;
 
 use super::{
     boot::{self, Beginning},
-    machine::{Failed, Machine, explained, failed},
+    machine::{Failed, Machine, failed},
 };
 use crate::{
     BootStep, LaunchConfig, RunRecord, SandboxDir,
     checkpoint::{Checkpoint, Shape},
+    error::explained,
     record::{ColdReason, FailedTemplate, Origin},
     template::{Templates, plan::Shapes},
 };

@@ -26,7 +26,7 @@ use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
-use super::{LOG, NEW, Templates, remove_tree};
+use super::{LOG, Templates, remove_tree};
 use crate::{
     BootStep, Confinement, Program, SandboxLock, SelectedVmm,
     checkpoint::{Checkpoint, SavedVm, Shape, UPPER},
@@ -149,7 +149,7 @@ fn build(order: &BuildOrder, new: &Path) -> Result<(), String> {
         let deadline = Instant::now() + WITHIN;
         let saved = save(order, &spec, new);
         let template = timeout_at(deadline, saved).await.map_err(|_| "it took too long")??;
-        prove(order, &spec, &Arc::new(template), deadline).await
+        prove(order, &spec, (new, &Arc::new(template)), deadline).await
     })?;
     if !order.has_root() {
         for disk in &spec.disks {
@@ -161,7 +161,7 @@ fn build(order: &BuildOrder, new: &Path) -> Result<(), String> {
 
 /// The machine with another writable disk.
 fn with_upper(spec: &VmSpec, upper: &Path) -> VmSpec {
-    let mut spec = VmSpec { incoming: false, ..spec.clone() };
+    let mut spec = spec.clone();
     for disk in spec.disks.iter_mut().filter(|disk| !disk.read_only) {
         disk.path = upper.to_owned();
     }
@@ -172,7 +172,7 @@ fn with_upper(spec: &VmSpec, upper: &Path) -> VmSpec {
 fn with_empty_disks(spec: &VmSpec, folder: &Path) -> io::Result<VmSpec> {
     remove_tree(folder)?;
     fs::DirBuilder::new().mode(0o700).create(folder)?;
-    let mut spec = VmSpec { incoming: false, ..spec.clone() };
+    let mut spec = spec.clone();
     for disk in &mut spec.disks {
         disk.path = folder.join(&disk.id);
         disk.format = DiskFormat::Raw;
@@ -195,7 +195,7 @@ async fn save(order: &BuildOrder, spec: &VmSpec, new: &Path) -> Result<Checkpoin
     let qmp = machine.qmp.as_ref().ok_or("this VMM can save nothing")?;
     let stopped = async {
         qmp.pause().await?;
-        qmp.save_devices(&spec.disks).await
+        qmp.save_devices().await
     };
     let devices = stopped.await.map_err(|error| error.to_string())?;
     let upper = match order.has_root() {
@@ -221,15 +221,15 @@ fn digest_of(path: &Path) -> io::Result<Digest> {
 async fn prove(
     order: &BuildOrder,
     spec: &VmSpec,
-    template: &Arc<Checkpoint>,
+    (folder, template): (&Path, &Arc<Checkpoint>),
     deadline: Instant,
 ) -> Result<(), String> {
     let mut spec = VmSpec { incoming: true, ..spec.clone() };
-    let copy = order.templates.join(order.shape.key()).with_extension(NEW).join("proof.ext4");
+    let copy = folder.join("proof.ext4");
     if order.has_root() {
         // What the guest does to its disk is not for those that come after it.
         template.clone_upper(&copy).map_err(|error| error.to_string())?;
-        spec = VmSpec { incoming: true, ..with_upper(&spec, &copy) };
+        spec = with_upper(&spec, &copy);
     }
     let mut machine = start_machine(order, &spec)?;
     let proof = async {

@@ -20,7 +20,7 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use microsandbox_protocol::PORT_NAME;
 
-use super::{Accel, Capabilities, DiskFormat, DiskSpec, Driver, Enter, VmFds, VmSpec, VmmKind};
+use super::{Accel, Capabilities, DiskFormat, Driver, Enter, VmFds, VmSpec, VmmKind};
 
 /// QEMU at a path.
 #[derive(Debug)]
@@ -154,28 +154,18 @@ impl Qemu {
             args.extend(["-device".into(), device.into()]);
         }
         for disk in &spec.disks {
-            let mut over_it = None;
             let read_only = if disk.read_only { "on" } else { "off" };
-            let (format, node) = match disk.format {
-                DiskFormat::Raw => ("raw", disk.id.clone()),
-                DiskFormat::Vmdk => {
-                    // Under a node that can be given another file while it is saved: `state`.
-                    let node = image_node(disk);
-                    let raw = format!(
-                        "driver=raw,node-name={},read-only={read_only},discard=unmap,file={node}",
-                        disk.id,
-                    );
-                    over_it = Some(raw);
-                    ("vmdk", node)
-                }
+            let format = match disk.format {
+                DiskFormat::Raw => "raw",
+                DiskFormat::Vmdk => "vmdk",
             };
             let mut blockdev = OsString::from(format!(
-                "driver={format},node-name={node},read-only={read_only},discard=unmap,\
+                "driver={format},node-name={id},read-only={read_only},discard=unmap,\
                  file.driver=file,file.filename=",
+                id = disk.id,
             ));
             blockdev.push(escape_commas(&disk.path));
             args.extend(["-blockdev".into(), blockdev]);
-            args.extend(over_it.into_iter().flat_map(|raw| ["-blockdev".into(), raw.into()]));
             // The guest hears of every failure. QEMU's default for a full host disk is to stop the
             // machine until somebody makes room, which nobody is there to do.
             let device = format!(
@@ -186,11 +176,6 @@ impl Qemu {
         }
         args
     }
-}
-
-/// The node that reads the file of a disk which is no raw one.
-fn image_node(disk: &DiskSpec) -> String {
-    format!("{}-image", disk.id)
 }
 
 /// QEMU's option syntax ends a value at a comma unless it is doubled.
@@ -209,6 +194,7 @@ fn escape_commas(path: &Path) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vmm::DiskSpec;
 
     #[test]
     fn disk_paths_cannot_end_their_option() {

@@ -2,10 +2,6 @@
 //!
 //! The guest's memory is no part of that state: it is a shared file, which QEMU leaves out
 //! (`x-ignore-shared`) and the supervisor holds itself.
-//!
-//! QEMU refuses to save a machine with a VMDK disk (`vmdk_open` in `block/vmdk.c`), although a guest
-//! cannot see how the host stores what it reads. So while the state is saved, and the processors stand
-//! still, such a disk has nothing behind it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -20,20 +16,14 @@ use std::{
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     net::UnixStream,
     sync::broadcast::{self, error::RecvError},
     time::timeout,
 };
 
-use super::{
-    image_node,
-    qmp::{Qmp, QmpError, QmpEvent},
-};
-use crate::{
-    checkpoint::MAX_DEVICES,
-    vmm::{DiskFormat, DiskSpec},
-};
+use super::qmp::{Qmp, QmpError, QmpEvent};
+use crate::checkpoint::MAX_DEVICES;
 
 /// Longest that any of this may take; it is milliseconds, unless the host is in trouble.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -52,31 +42,16 @@ impl Qmp {
         self.execute("cont", Value::Null, WITHIN).await.map(drop)
     }
 
-    /// The state of a machine that stands still and has these disks. It can go on afterwards.
-    ///
-    /// # Errors
-    /// [`QmpError`]. A machine that could not be given a disk back must not go on; resuming it fails.
-    pub(crate) async fn save_devices(&self, disks: &[DiskSpec]) -> Result<Vec<u8>, QmpError> {
-        let unsaveable = disks.iter().filter(|disk| disk.format == DiskFormat::Vmdk);
-        for disk in unsaveable.clone() {
-            self.set_aside(disk).await?;
-        }
-        let saved = self.save_saveable().await;
-        for disk in unsaveable {
-            self.bring_back(disk).await?;
-        }
-        saved
-    }
-
-    /// The state of a machine that stands still and is to go on at once: no disk is touched.
+    /// The state of a machine that stands still. It can go on afterwards: no disk is touched.
     ///
     /// The command is named after its first user; nothing of it is particular to Xen
-    /// (`qemu_save_device_state` in `migration/savevm.c`). It does not ask whether disks could be handed
-    /// over, since they stay where they are.
+    /// (`qemu_save_device_state` in `migration/savevm.c`). Unlike a migration it does not ask whether
+    /// disks could be handed over, which those of VMDK cannot (`vmdk_open` in `block/vmdk.c`): they stay
+    /// where they are.
     ///
     /// # Errors
     /// [`QmpError`].
-    pub(crate) async fn save_devices_in_place(&self) -> Result<Vec<u8>, QmpError> {
+    pub(crate) async fn save_devices(&self) -> Result<Vec<u8>, QmpError> {
         let command = "xen-save-devices-state";
         let broken = |error: io::Error| refused(command, error.to_string());
         let (file, theirs) = state_file().map_err(broken)?;
@@ -87,66 +62,6 @@ impl Qmp {
         written?;
         let mut state = Vec::new();
         file.take(MAX_DEVICES + 1).read_to_end(&mut state).map_err(broken)?;
-        if state.len() as u64 > MAX_DEVICES {
-            return Err(refused(command, "its state is larger than any machine's".into()));
-        }
-        Ok(state)
-    }
-
-    /// Takes the file away from under a disk.
-    async fn set_aside(&self, disk: &DiskSpec) -> Result<(), QmpError> {
-        let flat = json!({ "flat": true });
-        let nodes = self.execute("query-named-block-nodes", flat, WITHIN).await?;
-        let nodes = nodes.as_array().map(Vec::as_slice).unwrap_or_default();
-        let node = nodes.iter().find(|node| node["node-name"] == disk.id.as_str());
-        let size = node.map_or(Value::Null, |node| node["image"]["virtual-size"].clone());
-        let nothing = json!({
-            "driver": "null-co", "node-name": nothing_node(disk), "size": size, "read-zeroes": true,
-            "read-only": disk.read_only,
-        });
-        self.execute("blockdev-add", nothing, WITHIN).await?;
-        self.put_under(disk, &nothing_node(disk)).await?;
-        let image = json!({ "node-name": image_node(disk) });
-        self.execute("blockdev-del", image, WITHIN).await.map(drop)
-    }
-
-    /// Gives a disk its file again.
-    async fn bring_back(&self, disk: &DiskSpec) -> Result<(), QmpError> {
-        let node = image_node(disk);
-        let image = json!({
-            "driver": "vmdk", "node-name": node, "read-only": disk.read_only, "discard": "unmap",
-            "file": { "driver": "file", "filename": disk.path },
-        });
-        self.execute("blockdev-add", image, WITHIN).await?;
-        self.put_under(disk, &node).await?;
-        let nothing = json!({ "node-name": nothing_node(disk) });
-        self.execute("blockdev-del", nothing, WITHIN).await.map(drop)
-    }
-
-    async fn put_under(&self, disk: &DiskSpec, node: &str) -> Result<(), QmpError> {
-        let raw = json!({
-            "driver": "raw", "node-name": disk.id, "read-only": disk.read_only,
-            "discard": "unmap", "file": node,
-        });
-        let options = json!({ "options": [raw] });
-        self.execute("blockdev-reopen", options, WITHIN).await.map(drop)
-    }
-
-    async fn save_saveable(&self) -> Result<Vec<u8>, QmpError> {
-        let command = "migrate";
-        let mut events = self.events();
-        let channel = self.open_channel(command).await?;
-        let arguments = json!({ "uri": format!("fd:{CHANNEL}") });
-        self.execute(command, arguments, WITHIN).await?;
-        let mut state = Vec::new();
-        let mut channel = channel.take(MAX_DEVICES + 1);
-        let read = channel.read_to_end(&mut state);
-        let saved = timeout(WITHIN, async {
-            let (read, moved) = tokio::join!(read, migrated(&mut events, command));
-            moved?;
-            read.map_err(|error| refused(command, error.to_string()))
-        });
-        saved.await.unwrap_or(Err(QmpError::Deadline { command, within: WITHIN }))?;
         if state.len() as u64 > MAX_DEVICES {
             return Err(refused(command, "its state is larger than any machine's".into()));
         }
@@ -186,11 +101,6 @@ impl Qmp {
         self.pass_fd(CHANNEL, theirs.into(), WITHIN).await?;
         Ok(ours)
     }
-}
-
-/// The node that stands for a file which was taken away.
-fn nothing_node(disk: &DiskSpec) -> String {
-    format!("{}-nothing", disk.id)
 }
 
 /// Waits until the state has gone through.
