@@ -389,15 +389,9 @@ async fn replace(
             Ok(existing) => {
                 existing.stop_within(config.replace_with_timeout).await?;
                 step::reached("replace.stopped");
-                match existing.remove().await {
-                    Ok(()) => step::reached("replace.removed"),
-                    // Ephemeral, or somebody else is at it, too.
-                    Err(
-                        MicrosandboxError::SandboxBusy(_)
-                        | MicrosandboxError::SandboxNotFound(_)
-                        | MicrosandboxError::SandboxStillRunning(_),
-                    ) => {}
-                    Err(error) => return Err(error),
+                // One that was ephemeral is gone by itself.
+                if existing.remove_unless_in_use().await? {
+                    step::reached("replace.removed");
                 }
             }
             Err(MicrosandboxError::SandboxNotFound(_)) => {}

@@ -80,14 +80,18 @@ impl SandboxHandle {
         if !handle.is_over() {
             return Ok(());
         }
-        match handle.remove().await {
-            // Somebody else is at it.
+        handle.remove_unless_in_use().await.map(drop)
+    }
+
+    /// Removes it, unless somebody else is at it or was faster; says whether it did.
+    pub(crate) async fn remove_unless_in_use(&self) -> MicrosandboxResult<bool> {
+        match self.remove().await {
             Err(
                 MicrosandboxError::SandboxBusy(_)
                 | MicrosandboxError::SandboxNotFound(_)
                 | MicrosandboxError::SandboxStillRunning(_),
-            ) => Ok(()),
-            removed => removed,
+            ) => Ok(false),
+            removed => removed.map(|()| true),
         }
     }
 

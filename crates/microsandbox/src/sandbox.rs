@@ -11,9 +11,9 @@ use microsandbox_runtime::{AgentClient, Owner, SandboxDir, step, wire::TerminalS
 
 use crate::{
     AttachEnd, AttachOptionsBuilder, ExecHandle, ExecOptionsBuilder, ExecOutput, JobHandle, JobId,
-    LogEntry, LogOptions, LogStream, LogStreamOptions, MicrosandboxError, MicrosandboxResult,
-    SandboxBuilder, SandboxConfig, SandboxFilter, SandboxFs, SandboxHandle, SandboxMetrics,
-    SandboxStatus, SandboxStopResult, attach,
+    LogEntry, LogOptions, LogStream, LogStreamOptions, MicrosandboxResult, SandboxBuilder,
+    SandboxConfig, SandboxFilter, SandboxFs, SandboxHandle, SandboxMetrics, SandboxStatus,
+    SandboxStopResult, attach,
     config::STOP_TIMEOUT,
     create::{self, Mode, PullProgressHandle},
     end,
@@ -63,9 +63,10 @@ impl Sandbox {
     /// guest.
     ///
     /// # Errors
-    /// [`MicrosandboxError::InvalidConfig`], [`MicrosandboxError::SandboxAlreadyExists`],
-    /// [`MicrosandboxError::Image`], [`MicrosandboxError::BootStart`] and others; nothing of the
-    /// sandbox is left behind then.
+    /// [`crate::MicrosandboxError::InvalidConfig`],
+    /// [`crate::MicrosandboxError::SandboxAlreadyExists`], [`crate::MicrosandboxError::Image`],
+    /// [`crate::MicrosandboxError::BootStart`] and others; nothing of the sandbox is left behind
+    /// then.
     ///
     /// # Cancel safety
     /// Dropping the future undoes what was done.
@@ -103,7 +104,8 @@ impl Sandbox {
     /// The image is pulled when it is not in the store.
     ///
     /// # Errors
-    /// As [`Sandbox::create`], but for those of the boot; nothing of the sandbox is left behind then.
+    /// As [`Sandbox::create`], but for those of the boot; nothing of the sandbox is left behind
+    /// then.
     ///
     /// # Cancel safety
     /// Dropping the future undoes what was done.
@@ -121,9 +123,10 @@ impl Sandbox {
     /// Starts a sandbox that does not run; it ends with this process. Its disk is as it was left.
     ///
     /// # Errors
-    /// [`MicrosandboxError::SandboxNotFound`], [`MicrosandboxError::SandboxStillRunning`],
-    /// [`MicrosandboxError::SandboxBusy`], [`MicrosandboxError::BootStart`] and others; the sandbox's
-    /// disk and logs stay.
+    /// [`crate::MicrosandboxError::SandboxNotFound`],
+    /// [`crate::MicrosandboxError::SandboxStillRunning`],
+    /// [`crate::MicrosandboxError::SandboxBusy`], [`crate::MicrosandboxError::BootStart`] and
+    /// others; the sandbox's disk and logs stay.
     pub async fn start(name: &str) -> MicrosandboxResult<Self> {
         Self::get(name).await?.start().await
     }
@@ -139,7 +142,7 @@ impl Sandbox {
     /// The sandbox of that name, running or not.
     ///
     /// # Errors
-    /// [`MicrosandboxError::SandboxNotFound`].
+    /// [`crate::MicrosandboxError::SandboxNotFound`].
     pub async fn get(name: &str) -> MicrosandboxResult<SandboxHandle> {
         SandboxHandle::find(&Home::from_env()?, name).await
     }
@@ -147,7 +150,7 @@ impl Sandbox {
     /// Every sandbox of this home, ordered by name.
     ///
     /// # Errors
-    /// [`MicrosandboxError::Database`] when the catalogue cannot be read.
+    /// [`crate::MicrosandboxError::Database`] when the catalogue cannot be read.
     pub async fn list() -> MicrosandboxResult<Vec<SandboxHandle>> {
         Self::list_with(SandboxFilter::new()).await
     }
@@ -163,8 +166,9 @@ impl Sandbox {
     /// Removes a stopped sandbox: its definition, its disk, its logs.
     ///
     /// # Errors
-    /// [`MicrosandboxError::SandboxNotFound`], [`MicrosandboxError::SandboxStillRunning`],
-    /// [`MicrosandboxError::SandboxBusy`].
+    /// [`crate::MicrosandboxError::SandboxNotFound`],
+    /// [`crate::MicrosandboxError::SandboxStillRunning`],
+    /// [`crate::MicrosandboxError::SandboxBusy`].
     pub async fn remove(name: &str) -> MicrosandboxResult<()> {
         Self::get(name).await?.remove().await
     }
@@ -179,14 +183,8 @@ impl Sandbox {
         create::heal_existing(&home).await?;
         let mut removed = Vec::new();
         for handle in SandboxHandle::all(&home, filter).await? {
-            match handle.remove().await {
-                Ok(()) => removed.push(handle.name().to_owned()),
-                Err(
-                    MicrosandboxError::SandboxBusy(_)
-                    | MicrosandboxError::SandboxNotFound(_)
-                    | MicrosandboxError::SandboxStillRunning(_),
-                ) => {}
-                Err(error) => return Err(error),
+            if handle.remove_unless_in_use().await? {
+                removed.push(handle.name().to_owned());
             }
         }
         Ok(removed)
@@ -205,7 +203,7 @@ impl Sandbox {
     /// What state it is in now.
     ///
     /// # Errors
-    /// [`MicrosandboxError::SandboxNotFound`] once it has been removed.
+    /// [`crate::MicrosandboxError::SandboxNotFound`] once it has been removed.
     pub async fn status(&self) -> MicrosandboxResult<SandboxStatus> {
         Ok(Self::get(self.name()).await?.status())
     }
@@ -214,7 +212,7 @@ impl Sandbox {
     /// end that somebody wanted.
     ///
     /// # Errors
-    /// [`MicrosandboxError::Runtime`] when its records cannot be read.
+    /// [`crate::MicrosandboxError::Runtime`] when its records cannot be read.
     pub async fn last_error(&self) -> MicrosandboxResult<Option<String>> {
         let end = end::told(Some(&self.inner.link.client), &self.inner.link.dir)?;
         let bad = end.filter(|end| !end.reason.is_orderly());
@@ -254,7 +252,8 @@ impl Sandbox {
     /// back. Put a timeout around it: a guest that hangs does not answer.
     ///
     /// # Errors
-    /// [`MicrosandboxError::SandboxEnded`], [`MicrosandboxError::ExecFailed`] when it starts nothing.
+    /// [`crate::MicrosandboxError::SandboxEnded`], [`crate::MicrosandboxError::ExecFailed`] when it
+    /// starts nothing.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -263,11 +262,12 @@ impl Sandbox {
     }
 
     /// Has it stand still: no processor of it runs until [`Sandbox::resume`], and no timer of its
-    /// definition. What is under way in it waits; what would begin is refused at once. A sandbox that
-    /// stands still can be stopped, killed and removed; one whose owner ends does so, too.
+    /// definition. What is under way in it waits; what would begin is refused at once. A sandbox
+    /// that stands still can be stopped, killed and removed; one whose owner ends does so, too.
     ///
     /// # Errors
-    /// [`MicrosandboxError::Unsupported`] on a VMM that cannot, [`MicrosandboxError::SandboxEnded`].
+    /// [`crate::MicrosandboxError::Unsupported`] on a VMM that cannot,
+    /// [`crate::MicrosandboxError::SandboxEnded`].
     ///
     /// # Cancel safety
     /// It may stand still all the same.
@@ -286,14 +286,15 @@ impl Sandbox {
         self.inner.link.client.resume().await.map_err(|error| self.inner.link.explain(error))
     }
 
-    /// Makes children of it, one of each name, which go on from where it is now: memory, processes and
-    /// disk. It stands still once for all of them. Each child has its own randomness, clock, host name,
-    /// machine id and boot id; commands of this sandbox's clients are not theirs, detached jobs are.
-    /// They end with this process.
+    /// Makes children of it, one of each name, which go on from where it is now: memory, processes
+    /// and disk. It stands still once for all of them. Each child has its own randomness, clock,
+    /// host name, machine id and boot id; commands of this sandbox's clients are not theirs,
+    /// detached jobs are. They end with this process.
     ///
     /// # Errors
-    /// [`MicrosandboxError::Unsupported`] on a VMM that cannot, [`MicrosandboxError::SandboxAlreadyExists`]
-    /// and others; no child is left then, and the sandbox is as it was.
+    /// [`crate::MicrosandboxError::Unsupported`] on a VMM that cannot,
+    /// [`crate::MicrosandboxError::SandboxAlreadyExists`] and others; no child is left then, and
+    /// the sandbox is as it was.
     ///
     /// # Cancel safety
     /// Dropping the future leaves no child.
@@ -326,8 +327,8 @@ impl Sandbox {
     /// What it uses now, in the guest and on the host.
     ///
     /// # Errors
-    /// [`MicrosandboxError::SandboxEnded`], [`MicrosandboxError::Runtime`] when its agent is of a
-    /// version that does not tell.
+    /// [`crate::MicrosandboxError::SandboxEnded`], [`crate::MicrosandboxError::Runtime`] when its
+    /// agent is of a version that does not tell.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -336,9 +337,9 @@ impl Sandbox {
         sample.map_err(|error| self.inner.link.explain(error))
     }
 
-    /// As [`Sandbox::metrics`] again and again, `interval` apart, the first at once. The stream ends
-    /// after its first error, such as the end of the sandbox. Nothing is asked between samples, and
-    /// nothing when nobody takes them.
+    /// As [`Sandbox::metrics`] again and again, `interval` apart, the first at once. The stream
+    /// ends after its first error, such as the end of the sandbox. Nothing is asked between
+    /// samples, and nothing when nobody takes them.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -353,7 +354,7 @@ impl Sandbox {
     /// home remembers its latest 1000 runs.
     ///
     /// # Errors
-    /// [`MicrosandboxError::Database`] when the catalogue cannot be read.
+    /// [`crate::MicrosandboxError::Database`] when the catalogue cannot be read.
     pub async fn history(name: &str) -> MicrosandboxResult<Vec<PastRun>> {
         history::of(&Home::from_env()?, Some(name)).await
     }
@@ -370,7 +371,7 @@ impl Sandbox {
     /// on the disk when this returns. After 10 seconds it is ended by force.
     ///
     /// # Errors
-    /// [`MicrosandboxError::Runtime`] when its supervisor does not end it.
+    /// [`crate::MicrosandboxError::Runtime`] when its supervisor does not end it.
     pub async fn stop(&self) -> MicrosandboxResult<()> {
         self.stop_with_timeout(STOP_TIMEOUT).await.map(drop)
     }
@@ -406,11 +407,11 @@ impl Sandbox {
         self.stop_with_timeout(Duration::ZERO).await.map(drop)
     }
 
-    /// Begins nothing more in the sandbox and ends it in order once all that is under way has ended:
-    /// commands, detached jobs, file operations. Returns then.
+    /// Begins nothing more in the sandbox and ends it in order once all that is under way has
+    /// ended: commands, detached jobs, file operations. Returns then.
     ///
     /// # Errors
-    /// [`MicrosandboxError::Runtime`] when its records cannot be read.
+    /// [`crate::MicrosandboxError::Runtime`] when its records cannot be read.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the sandbox draining.
@@ -422,7 +423,7 @@ impl Sandbox {
     /// Waits until the sandbox has ended, for whatever reason; gives the VMM's exit status.
     ///
     /// # Errors
-    /// [`MicrosandboxError::Runtime`] when its records cannot be read.
+    /// [`crate::MicrosandboxError::Runtime`] when its records cannot be read.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -433,7 +434,7 @@ impl Sandbox {
     /// Waits until the sandbox has ended, for whatever reason.
     ///
     /// # Errors
-    /// [`MicrosandboxError::Runtime`] when its records cannot be read.
+    /// [`crate::MicrosandboxError::Runtime`] when its records cannot be read.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -468,8 +469,8 @@ impl Sandbox {
     /// As [`Sandbox::exec_detached`] with options.
     ///
     /// # Errors
-    /// As [`Sandbox::exec`]; [`MicrosandboxError::InvalidConfig`] for input, which a job has only
-    /// through its terminal.
+    /// As [`Sandbox::exec`]; [`crate::MicrosandboxError::InvalidConfig`] for input, which a job has
+    /// only through its terminal.
     pub async fn exec_detached_with(
         &self,
         cmd: impl Into<String>,
@@ -482,7 +483,7 @@ impl Sandbox {
     /// Its jobs, in the order they were started in.
     ///
     /// # Errors
-    /// [`MicrosandboxError::SandboxEnded`].
+    /// [`crate::MicrosandboxError::SandboxEnded`].
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -493,7 +494,7 @@ impl Sandbox {
     /// The job of that number.
     ///
     /// # Errors
-    /// [`MicrosandboxError::JobNotFound`].
+    /// [`crate::MicrosandboxError::JobNotFound`].
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -509,7 +510,7 @@ impl Sandbox {
     /// What its logs hold. Changes nothing.
     ///
     /// # Errors
-    /// [`MicrosandboxError::File`] when a log cannot be read.
+    /// [`crate::MicrosandboxError::File`] when a log cannot be read.
     pub async fn logs(&self, options: &LogOptions) -> MicrosandboxResult<Vec<LogEntry>> {
         logs::read(&self.inner.link.dir, options).await
     }
@@ -525,9 +526,9 @@ impl Sandbox {
     /// Runs a command and collects its output.
     ///
     /// # Errors
-    /// [`MicrosandboxError::ExecFailed`] when it could not be started,
-    /// [`MicrosandboxError::SandboxEnded`] when the sandbox ended first. A command that fails is no
-    /// error: see [`ExecOutput::status`].
+    /// [`crate::MicrosandboxError::ExecFailed`] when it could not be started,
+    /// [`crate::MicrosandboxError::SandboxEnded`] when the sandbox ended first. A command that
+    /// fails is no error: see [`ExecOutput::status`].
     ///
     /// # Cancel safety
     /// Dropping the future kills the command and all its descendants.
@@ -542,7 +543,7 @@ impl Sandbox {
     /// As [`Sandbox::exec`] with options.
     ///
     /// # Errors
-    /// As [`Sandbox::exec`]; [`MicrosandboxError::ExecTimeout`] when its time was up.
+    /// As [`Sandbox::exec`]; [`crate::MicrosandboxError::ExecTimeout`] when its time was up.
     ///
     /// # Cancel safety
     /// As [`Sandbox::exec`].
@@ -626,14 +627,14 @@ impl Sandbox {
     /// The terminal is in raw mode meanwhile, and its size is followed. Pressing `ctrl-]`, or what
     /// [`AttachOptionsBuilder::detach_keys`] says, detaches.
     ///
-    /// `SIGHUP`, `SIGINT`, `SIGQUIT` and `SIGTERM` end the session with an error, so that the terminal
-    /// can be restored. The runtime keeps what it has caught once: a program that goes on after its
-    /// first session decides itself what these signals mean to it.
+    /// `SIGHUP`, `SIGINT`, `SIGQUIT` and `SIGTERM` end the session with an error, so that the
+    /// terminal can be restored. The runtime keeps what it has caught once: a program that goes on
+    /// after its first session decides itself what these signals mean to it.
     ///
     /// # Errors
-    /// As [`Sandbox::exec`]; [`MicrosandboxError::Unsupported`] when standard input is no
-    /// terminal, [`MicrosandboxError::AttachInterrupted`] when a signal asked this process to
-    /// end. The terminal is as it was before.
+    /// As [`Sandbox::exec`]; [`crate::MicrosandboxError::Unsupported`] when standard input is no
+    /// terminal, [`crate::MicrosandboxError::AttachInterrupted`] when a signal asked this process
+    /// to end. The terminal is as it was before.
     ///
     /// # Cancel safety
     /// Dropping the future restores the terminal and kills the command and all its descendants.
