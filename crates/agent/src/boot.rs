@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use microsandbox_protocol::{BootFailed, BootStage, Bootstrap, Root};
+use microsandbox_protocol::{Become, BootFailed, BootStage, Bootstrap, ExecDefaults, Rebirth};
 use nix::errno::Errno;
 
 use crate::error::Error;
@@ -29,48 +29,53 @@ pub(crate) use pseudo::prepare;
 /// Result of one step of the boot.
 type Step<T> = Result<T, Error>;
 
-/// The root file system, put together and made that of every process.
-#[derive(Debug)]
-pub(crate) struct Mounted {
-    root: Root,
-    /// The directory of the writable layer.
-    upper: OwnedFd,
-}
-
-/// Puts the root file system together.
+/// Turns this machine into the sandbox; gives the directory of the writable layer.
 ///
 /// # Errors
 /// [`Error::Boot`].
-pub(crate) fn mount(root: &Root) -> Step<Mounted> {
-    let upper = root::mount(root)?;
-    root::switch()?;
-    Ok(Mounted { root: root.clone(), upper })
-}
-
-/// Turns this machine into the sandbox, on the root that is `mounted` already, if one is; gives the
-/// directory of the writable layer.
-///
-/// # Errors
-/// [`Error::Boot`].
-pub(crate) fn become_sandbox(
-    bootstrap: &Bootstrap,
-    mounted: Option<Mounted>,
-) -> Step<(OwnedFd, Identity)> {
+pub(crate) fn become_sandbox(bootstrap: &Bootstrap) -> Step<(OwnedFd, Identity)> {
     // First: nothing may draw random numbers that a sibling from the same template draws too.
     identity::seed(&bootstrap.entropy)?;
     set_clock(bootstrap.wall_clock)?;
-    let mounted = match mounted {
-        Some(mounted) if mounted.root == bootstrap.root => mounted,
-        Some(_) => return Err(failed(BootStage::MountLower, "another root")(Errno::EBUSY)),
-        None => mount(&bootstrap.root)?,
-    };
+    let upper = root::mount(&bootstrap.root)?;
+    root::switch()?;
     let identity = Identity::assume(&bootstrap.hostname)?;
-    if let Some(cwd) = &bootstrap.defaults.cwd {
-        // As Docker does for an image whose working directory is in no layer. A command that needs
-        // it and cannot have it says so itself.
-        let _ = std::fs::create_dir_all(Path::new("/").join(cwd));
+    make_working_directory(&bootstrap.defaults);
+    Ok((upper, identity))
+}
+
+/// Turns a machine that has served nobody, and is the copy of one that others are copies of, into the
+/// sandbox.
+///
+/// # Errors
+/// [`Error::Boot`]; the machine must not go on then.
+pub(crate) fn become_one(identity: &mut Identity, orders: &Become) -> Step<()> {
+    identity::seed(&orders.entropy)?;
+    set_clock(orders.wall_clock)?;
+    identity.rename(&orders.hostname)?;
+    make_working_directory(&orders.defaults);
+    Ok(())
+}
+
+/// Turns a machine that was restored into another one than it was.
+///
+/// # Errors
+/// [`Error::Boot`]; the machine must not go on then.
+pub(crate) fn become_another(identity: &mut Identity, rebirth: &Rebirth) -> Step<()> {
+    identity::seed(&rebirth.entropy)?;
+    set_clock(rebirth.wall_clock)?;
+    identity.disown_changed_files();
+    identity.rename(&rebirth.hostname.clone().unwrap_or_else(|| identity.hostname().to_owned()))?;
+    identity::change_boot_id()
+}
+
+/// Makes the working directory of commands, as Docker does for an image that has it in no layer. A
+/// command that needs it and cannot have it says so itself.
+fn make_working_directory(defaults: &ExecDefaults) {
+    let cwd = defaults.cwd.as_ref().map(|cwd| Path::new("/").join(cwd));
+    if let Some(cwd) = cwd.filter(|cwd| !cwd.exists()) {
+        let _ = std::fs::create_dir_all(cwd);
     }
-    Ok((mounted.upper, identity))
 }
 
 /// What the host is told of a boot that failed.

@@ -51,7 +51,7 @@ pub(crate) use session::{Family, Session};
 #[derive(Debug)]
 pub(crate) struct Ground {
     /// Values for commands that bring none.
-    pub defaults: ExecDefaults,
+    pub defaults: RefCell<ExecDefaults>,
     /// Groups for commands; none where this process does not own the cgroup tree.
     pub cgroups: Option<Rc<Cgroups>>,
     /// The agent's own file, for [`microsandbox_protocol::Program::SelfTest`].
@@ -93,6 +93,11 @@ impl Engine {
             ended: Notify::new(),
             stopping: Cell::new(false),
         })
+    }
+
+    /// Gives commands that bring no values of their own these from now on.
+    pub(crate) fn set_defaults(&self, defaults: ExecDefaults) {
+        self.ground.defaults.replace(defaults);
     }
 
     /// Starts nothing more.
@@ -344,7 +349,7 @@ impl Engine {
             // Without the right to, a command that names no user runs as whoever the agent is.
             changes_user: self.ground.is_root || exec.user.is_some(),
         };
-        self.launch(stream, Plan::new(exec, &self.ground.defaults)?, terms)
+        self.launch(stream, Plan::new(exec, &self.ground.defaults.borrow())?, terms)
     }
 
     /// Makes a command's process. Whether that comes as far as its program is known later, because

@@ -5,13 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use microsandbox_protocol::{BootStage, BootTimings, Bootstrap, Message, Mounted, Ready, Stopped};
+use microsandbox_protocol::{BootStage, BootTimings, Ready, Stopped};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::sync;
 
-use crate::boot::{self, Identity};
+use crate::boot;
 use crate::cgroup::{self, Cgroups};
 use crate::console;
 use crate::error::Error;
@@ -45,9 +45,10 @@ fn live() -> Result<(), Error> {
     let mut handshake = Handshake::new(open_port()?, Absence::Passing)?;
     handshake.greet()?;
     timings.hello_us = now_us();
-    let Some((bootstrap, booted)) = boot_as_told(&mut handshake, &mut timings)? else {
-        return Ok(());
-    };
+    let Start::Boot(bootstrap) = handshake.start()? else { return Ok(()) };
+    timings.bootstrap_us = now_us();
+    let booted = boot::become_sandbox(&bootstrap);
+    timings.mounted_us = now_us();
     let (upper, identity) = match booted {
         Ok(booted) => booted,
         Err(error) => {
@@ -74,38 +75,6 @@ fn live() -> Result<(), Error> {
     match end? {
         run::End::Shutdown => send_last(last, &Stopped {}),
         run::End::HostGone => Ok(()),
-    }
-}
-
-/// What came of putting the sandbox together.
-type Booted = Result<(OwnedFd, Identity), Error>;
-
-/// Does what the host asks for until it has said which sandbox this is; `None` when it wants none.
-fn boot_as_told(
-    handshake: &mut Handshake,
-    timings: &mut BootTimings,
-) -> Result<Option<(Box<Bootstrap>, Booted)>, Error> {
-    let mut mounted = None;
-    loop {
-        match handshake.start()? {
-            Start::Boot(bootstrap) => {
-                timings.bootstrap_us = now_us();
-                let booted = boot::become_sandbox(&bootstrap, mounted);
-                timings.mounted_us = now_us();
-                return Ok(Some((bootstrap, booted)));
-            }
-            Start::Mount(root) => {
-                mounted = match boot::mount(&root) {
-                    Ok(mounted) => Some(mounted),
-                    Err(error) => {
-                        handshake.send(&boot::failure(&error).to_frame(0))?;
-                        return Err(error);
-                    }
-                };
-                handshake.send(&Mounted {}.to_frame(0))?;
-            }
-            Start::Shutdown => return Ok(None),
-        }
     }
 }
 

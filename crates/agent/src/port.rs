@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use microsandbox_protocol::{
-    Bootstrap, Frame, FrameDecoder, GENERATION, Hello, Kind, Message, Mount, PORT_NAME, Ping, Pong,
-    Root, Unsupported, negotiate,
+    Bootstrap, Frame, FrameDecoder, GENERATION, Hello, Kind, Message, PORT_NAME, Ping, Pong,
+    Unsupported, negotiate,
 };
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
@@ -126,8 +126,6 @@ pub(crate) struct Handshake {
 pub(crate) enum Start {
     /// Become this sandbox.
     Boot(Box<Bootstrap>),
-    /// Put the root file system together, and go on waiting.
-    Mount(Root),
     /// End without having been one.
     Shutdown,
 }
@@ -172,7 +170,6 @@ impl Handshake {
                 Some(Kind::Bootstrap) => {
                     return Ok(Start::Boot(Box::new(Bootstrap::from_frame(&frame)?)));
                 }
-                Some(Kind::Mount) => return Ok(Start::Mount(Mount::from_frame(&frame)?.root)),
                 Some(Kind::Ping) => {
                     let Ping { token } = Ping::from_frame(&frame)?;
                     self.send(&Pong { token }.to_frame(frame.stream))?;

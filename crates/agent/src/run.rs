@@ -1,5 +1,6 @@
 //! From `Ready` to the last command: one loop that reads frames and hands them on.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::future;
 use std::os::fd::OwnedFd;
@@ -7,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use microsandbox_protocol::{
-    ExecDefaults, Frame, FrameDecoder, Kind, Message, Ping, Pong, Ready, Rebirth, SetClock,
+    Become, ExecDefaults, Frame, FrameDecoder, Kind, Message, Ping, Pong, Ready, Rebirth, SetClock,
     Shutdown, Timestamp, Unsupported,
 };
 use nix::sys::signal::{Signal, kill};
@@ -97,6 +98,7 @@ impl Agent {
         let port = Rc::new(watch(port).map_err(Error::Runtime)?);
         let outbox = Outbox::default();
         let reaper = Rc::new(Reaper::new().map_err(Error::Runtime)?);
+        let defaults = RefCell::new(defaults);
         let ground = Ground { defaults, cgroups, agent, null, is_root: geteuid().is_root() };
         Ok(Self {
             ready,
@@ -170,6 +172,10 @@ impl Agent {
                 Ok(rebirth) => self.be_reborn(&rebirth),
                 Err(_) => self.outbox.control(0, &Unsupported { kind: frame.kind }),
             },
+            (Some(Kind::Become), 0) => match Become::from_frame(&frame) {
+                Ok(orders) => self.become_one(orders),
+                Err(_) => self.outbox.control(0, &Unsupported { kind: frame.kind }),
+            },
             (Some(Kind::SetClock), 0) => match SetClock::from_frame(&frame) {
                 Ok(SetClock { wall_clock }) => self.set_clock(wall_clock),
                 Err(_) => self.outbox.control(0, &Unsupported { kind: frame.kind }),
@@ -182,7 +188,20 @@ impl Agent {
     fn be_reborn(&mut self, rebirth: &Rebirth) {
         self.engine.forget_clients();
         self.outbox.discard();
-        let changed = self.identity.as_mut().map_or(Ok(()), |identity| identity.change(rebirth));
+        let changed =
+            self.identity.as_mut().map(|identity| boot::become_another(identity, rebirth));
+        self.go_on_as(changed.unwrap_or(Ok(())));
+    }
+
+    /// Becomes the sandbox that a machine is for which has served nobody.
+    fn become_one(&mut self, orders: Become) {
+        let became = self.identity.as_mut().map(|identity| boot::become_one(identity, &orders));
+        self.engine.set_defaults(orders.defaults);
+        self.go_on_as(became.unwrap_or(Ok(())));
+    }
+
+    /// Ends the hold that the machine was saved in, as whatever it is now.
+    fn go_on_as(&self, changed: Result<(), Error>) {
         match changed {
             Ok(()) => self.outbox.control(0, &(self.ready)()),
             Err(error) => self.outbox.control(0, &boot::failure(&error)),

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 
-use microsandbox_protocol::{BootTimings, Message, Mounted, Stopped};
+use microsandbox_protocol::{BootTimings, Stopped};
 
 use crate::error::Error;
 use crate::init::{now_us, ready};
@@ -25,13 +25,7 @@ pub(crate) fn serve() -> Result<(), Error> {
     let port = io::stdin().as_fd().try_clone_to_owned().map_err(Error::Runtime)?;
     let mut handshake = Handshake::new(port, Absence::Final)?;
     handshake.greet()?;
-    let bootstrap = loop {
-        match handshake.start()? {
-            Start::Boot(bootstrap) => break bootstrap,
-            Start::Mount(_) => handshake.send(&Mounted {}.to_frame(0))?,
-            Start::Shutdown => return Ok(()),
-        }
-    };
+    let Start::Boot(bootstrap) = handshake.start()? else { return Ok(()) };
     let (port, decoder) = handshake.into_parts();
     let last = port.as_fd().try_clone_to_owned().map_err(Error::Runtime)?;
     let setup = Setup {

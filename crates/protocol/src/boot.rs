@@ -24,33 +24,38 @@ pub struct Bootstrap {
     pub defaults: ExecDefaults,
 }
 
-/// Has the root file system put together before the guest learns which sandbox it is.
-///
-/// A machine that stands still after [`Mounted`] is a template for every sandbox of that image: it
-/// has drawn no randomness, has no name and has run nothing. Its [`Bootstrap`] names the same root.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mount {
-    /// What to mount at `/`.
-    pub root: Root,
-}
-
-/// The root file system is there; [`BootFailed`] otherwise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mounted {}
-
 /// Stops what the agent sends, at the end of a frame: a machine whose state is saved after [`Held`]
 /// can be restored by a host that has seen nothing of this one. Commands go on; they wait once what
 /// they write has filled their pipes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {}
 
-/// The agent sends nothing more until [`Release`] or [`Rebirth`].
+/// The agent sends nothing more until [`Release`], [`Become`] or [`Rebirth`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {}
 
 /// Ends a [`Hold`] in the machine that was saved: everything goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {}
+
+/// Makes a restored machine that has served nobody a sandbox. The first frame it gets; ends the [`Hold`]
+/// it was saved in.
+///
+/// A machine that took commands, was given none and was held is a template for every sandbox of its
+/// image. Answered by [`Ready`] before anything else, or by [`BootFailed`], after which the machine must
+/// not go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Become {
+    /// Wall clock at the moment of sending.
+    pub wall_clock: Timestamp,
+    /// As [`Bootstrap::entropy`].
+    #[serde(with = "serde_bytes")]
+    pub entropy: Vec<u8>,
+    /// As [`Bootstrap::hostname`].
+    pub hostname: String,
+    /// As [`Bootstrap::defaults`].
+    pub defaults: ExecDefaults,
+}
 
 /// Makes a restored machine one of its own. The first frame it gets; ends the [`Hold`] it was saved in.
 ///

@@ -27,7 +27,7 @@ macro_rules! kinds {
     };
 }
 
-// Order is numerical: link, life, control of streams, bulk, relay, files, jobs, metrics, clock.
+// Order is numerical: link, life, control of streams, bulk, relay, files, jobs, metrics, guest.
 kinds! {
     /// First frame of each end: [`crate::Hello`], a fixed layout.
     Hello = 1,
@@ -50,10 +50,7 @@ kinds! {
 
     /// Host to agent, in a machine that was restored while it took commands: [`crate::Rebirth`].
     Rebirth = 10,
-    /// Host to agent, before `Bootstrap`: put the root file system together, [`crate::Mount`].
-    Mount = 11,
-    /// Agent to host: it is, [`crate::Mounted`].
-    Mounted = 12,
+    // 11 and 12 had a meaning before the first release.
     /// Host to agent: say nothing more, [`crate::Hold`].
     Hold = 13,
     /// Agent to host, last frame before a release: nothing more comes, [`crate::Held`].
@@ -133,6 +130,8 @@ kinds! {
     Metrics = 81,
     /// Host to agent on stream 0: the wall clock is to be this, [`crate::SetClock`].
     SetClock = 82,
+    /// Host to agent, in a machine that was restored and has served nobody: [`crate::Become`].
+    Become = 83,
 }
 
 impl Kind {

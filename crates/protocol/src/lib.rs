@@ -28,8 +28,8 @@ mod metrics;
 mod standstill;
 
 pub use boot::{
-    BootFailed, BootStage, BootTimings, Bootstrap, Disk, ExecDefaults, Held, Hold, Mount, Mounted,
-    Ready, Rebirth, Release, Root, Timestamp, Upper,
+    Become, BootFailed, BootStage, BootTimings, Bootstrap, Disk, ExecDefaults, Held, Hold, Ready,
+    Rebirth, Release, Root, Timestamp, Upper,
 };
 pub use control::{
     Credit, Detach, Drain, Ended, Kill, Ping, Pong, SetClock, Shutdown, Stop, Stopped, Unsupported,

@@ -54,6 +54,7 @@ macro_rules! message {
 }
 
 message!(
+    Become,
     BootFailed,
     Bootstrap,
     Concluded,
@@ -79,8 +80,6 @@ message!(
     LimitedExec,
     Metrics,
     MetricsCall,
-    Mount,
-    Mounted,
     Pause,
     Ping,
     Pong,

@@ -23,7 +23,7 @@ mod save;
 mod standstill;
 mod start;
 
-pub(crate) use boot::{ROOT, vm_spec};
+pub(crate) use boot::{become_nobody, become_nobody_again, vm_spec};
 
 use std::{
     io::{self, Write},

@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use microsandbox_protocol::{BootStage, Rebirth, Timestamp};
+use microsandbox_protocol::{BootStage, Timestamp};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::time::TimeSpec;
@@ -56,29 +57,40 @@ impl Identity {
         Ok(Self { hostname: hostname.to_owned(), files })
     }
 
-    /// Becomes another machine than the one whose state this one was restored from.
-    ///
-    /// Files that are no longer as they were written belong to whoever changed them.
-    ///
-    /// # Errors
-    /// [`Error::Boot`](crate::Error::Boot); the machine must not go on then.
-    pub(crate) fn change(&mut self, rebirth: &Rebirth) -> Step<()> {
-        // First: nothing may draw random numbers that the other machine draws too.
-        seed(&rebirth.entropy)?;
-        set_clock(rebirth.wall_clock)?;
-        let hostname = rebirth.hostname.as_ref().unwrap_or(&self.hostname).clone();
-        sethostname(&hostname).map_err(failed(BootStage::Identity, &hostname))?;
-        let ours = |path: &str| {
-            let written = self.files.iter().find(|(ours, _)| *ours == path);
-            written
-                .is_some_and(|(path, text)| fs::read(path).is_ok_and(|now| now == text.as_bytes()))
-        };
-        let mut files = files_of(&hostname)?;
-        files.retain(|(path, _)| ours(path));
-        write_all(&files)?;
-        (self.hostname, self.files) = (hostname, files);
-        change_boot_id()
+    pub(super) fn hostname(&self) -> &str {
+        &self.hostname
     }
+
+    /// Leaves files alone from here on that are no longer as they were written: they belong to whoever
+    /// changed them.
+    pub(super) fn disown_changed_files(&mut self) {
+        self.files.retain(|(path, text)| fs::read(path).is_ok_and(|now| now == text.as_bytes()));
+    }
+
+    /// Takes on another name and another machine id.
+    pub(super) fn rename(&mut self, hostname: &str) -> Step<()> {
+        sethostname(hostname).map_err(failed(BootStage::Identity, hostname))?;
+        let mut files = files_of(hostname)?;
+        files.retain(|(path, _)| self.files.iter().any(|(ours, _)| ours == path));
+        for (path, content) in &files {
+            overwrite(path, content)
+                .map_err(|error| failed(BootStage::Identity, *path)(errno(&error)))?;
+        }
+        (self.hostname, self.files) = (hostname.to_owned(), files);
+        Ok(())
+    }
+}
+
+/// Puts `content` into a file in the place of what it holds: no block is freed and none is looked for,
+/// which is most of what writing a small file costs.
+fn overwrite(path: &str, content: &str) -> io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    file.write_all_at(content.as_bytes(), 0)?;
+    let len = content.len() as u64;
+    if file.metadata()?.len() > len {
+        file.set_len(len)?;
+    }
+    Ok(())
 }
 
 /// The files of an identity. The machine id is drawn anew each time.
@@ -104,7 +116,7 @@ fn write_all(files: &[(&'static str, String)]) -> Step<()> {
 }
 
 /// Covers the boot id, which the kernel draws once and may have told already.
-fn change_boot_id() -> Step<()> {
+pub(super) fn change_boot_id() -> Step<()> {
     let stage = BootStage::Identity;
     let id = File::open(NEW_UUID).and_then(|mut drawn| {
         let mut id = String::new();
@@ -136,7 +148,7 @@ const BOOT_ID_COVER: &str = "/run/.msb-boot-id";
 fn is_unset(path: &Path) -> bool {
     match fs::symlink_metadata(path) {
         Ok(data) => data.is_file() && data.len() == 0,
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 

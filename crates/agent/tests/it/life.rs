@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    Credit, Exec, ExecDefaults, ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted,
-    ExitStatus, Frame, Held, Hello, Hold, JobCall, JobInfo, JobOperation, Jobs, Kill, Kind,
-    Message, Ping, Pong, Ready, Rebirth, Release, Shutdown, StdinMode, Stopped, Timestamp,
+    Become, Credit, Exec, ExecDefaults, ExecExited, ExecFailed, ExecFailure, ExecLimits,
+    ExecStarted, ExitStatus, Frame, Held, Hello, Hold, JobCall, JobInfo, JobOperation, Jobs, Kill,
+    Kind, Message, Ping, Pong, Ready, Rebirth, Release, Shutdown, StdinMode, Stopped, Timestamp,
     Unsupported,
 };
 
@@ -139,6 +139,20 @@ fn reborn_agent_has_forgotten_its_clients_and_kept_its_jobs() {
     host.send(&JobCall { window: 0, operation: JobOperation::List }.to_frame(901));
     let jobs = host.message::<Jobs>(901).jobs;
     assert_eq!(jobs.iter().map(|job| (job.id, job.ended)).collect::<Vec<_>>(), [(job.id, None)]);
+}
+
+#[test]
+fn agent_that_has_served_nobody_becomes_a_sandbox_with_defaults_of_its_own() {
+    let mut host = Host::start();
+    host.send(&Hold {}.to_frame(0));
+    host.message::<Held>(0);
+    let defaults =
+        ExecDefaults { env: vec![("WHO".into(), "me".into())], ..ExecDefaults::default() };
+    let wall_clock = Timestamp { seconds: 0, nanoseconds: 0 };
+    let hostname = "box".into();
+    host.send(&Become { wall_clock, entropy: vec![0; 32], hostname, defaults }.to_frame(0));
+    host.message::<Ready>(0);
+    assert_eq!(host.shell("echo $WHO").stdout, "me\n");
 }
 
 #[test]

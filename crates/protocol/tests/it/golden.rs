@@ -7,12 +7,12 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    BootFailed, BootStage, BootTimings, Bootstrap, Concluded, Credit, Detach, Disk, Drain, Ended,
-    Exec, ExecDefaults, ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted, ExitStatus,
-    FileAttributes, FileCall, FileEntry, FileFailed, FileFailure, FileKind, FileMetadata,
-    FileOperation, Frame, FrameDecoder, Held, Hello, Hold, JobAttached, JobCall, JobDetail,
-    JobDetails, JobEnd, JobGap, JobInfo, JobOperation, JobUnknown, Jobs, Kill, Kind, LimitedExec,
-    Message, Metrics, MetricsCall, Mount, Mounted, Outcome, PathBytes, Pause, Ping, Pong, Program,
+    Become, BootFailed, BootStage, BootTimings, Bootstrap, Concluded, Credit, Detach, Disk, Drain,
+    Ended, Exec, ExecDefaults, ExecExited, ExecFailed, ExecFailure, ExecLimits, ExecStarted,
+    ExitStatus, FileAttributes, FileCall, FileEntry, FileFailed, FileFailure, FileKind,
+    FileMetadata, FileOperation, Frame, FrameDecoder, Held, Hello, Hold, JobAttached, JobCall,
+    JobDetail, JobDetails, JobEnd, JobGap, JobInfo, JobOperation, JobUnknown, Jobs, Kill, Kind,
+    LimitedExec, Message, Metrics, MetricsCall, Outcome, PathBytes, Pause, Ping, Pong, Program,
     Ready, Rebirth, Release, Resize, Resume, Rlimit, RlimitResource, Root, Save, SetClock,
     Shutdown, Signal, StdinClosed, StdinMode, Stop, Stopped, TerminalSize, Timestamp, Unsupported,
     Upper, Usage, Welcome, WriteMode, to_record,
@@ -76,12 +76,6 @@ const GOLDEN: &[(Kind, &[&str])] = &[
              00000000",
         ],
     ),
-    (
-        Kind::Mount,
-        &["09000000 00000000 0b 00 \
-             000001"],
-    ),
-    (Kind::Mounted, &["06000000 00000000 0c 00"]),
     (Kind::Hold, &["06000000 00000000 0d 00"]),
     (Kind::Held, &["06000000 00000000 0e 00"]),
     (Kind::Release, &["06000000 00000000 0f 00"]),
@@ -310,6 +304,12 @@ const GOLDEN: &[(Kind, &[&str])] = &[
         &["0c000000 00000000 52 00 \
              80c49fd50c05"],
     ),
+    (
+        Kind::Become,
+        &["41000000 00000000 53 00 \
+             80c49fd50c0520000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e \
+             1f03626f78010141013101042f7372760103617070"],
+    ),
 ];
 
 fn unhex(text: &str) -> Vec<u8> {
@@ -420,8 +420,6 @@ fn messages_of_the_link_keep_their_bytes() {
     check(0, 0, &Rebirth { wall_clock, entropy: (0..32).collect(), hostname });
     let wall_clock = Timestamp { seconds: 0, nanoseconds: 0 };
     check(1, 0, &Rebirth { wall_clock, entropy: Vec::new(), hostname: None });
-    check(0, 0, &Mount { root: Root { lower: Disk(0), upper: Upper::Disk(Disk(1)) } });
-    check(0, 0, &Mounted {});
     check(0, 0, &Hold {});
     check(0, 0, &Held {});
     check(0, 0, &Release {});
@@ -614,6 +612,16 @@ fn messages_of_metrics_and_the_clock_keep_their_bytes() {
     check(0, 1, &metrics);
     let wall_clock = Timestamp { seconds: 1_700_000_000, nanoseconds: 5 };
     check(0, 0, &SetClock { wall_clock });
+    let defaults = ExecDefaults {
+        env: vec![pair("A", "1")],
+        cwd: Some(text("/srv")),
+        user: Some(text("app")),
+    };
+    check(
+        0,
+        0,
+        &Become { wall_clock, entropy: (0..32).collect(), hostname: text("box"), defaults },
+    );
 }
 
 /// Records and failures go as bytes of a stream, not as frames.

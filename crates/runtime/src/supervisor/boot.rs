@@ -2,12 +2,14 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::Read,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use microsandbox_protocol::{Bootstrap, Disk, Hello, Message, Ready, Rebirth, Root, Upper};
+use microsandbox_protocol::{
+    Become, Bootstrap, Disk, ExecDefaults, Held, Hello, Message, Ready, Rebirth, Root, Upper,
+};
 use tokio::time::Instant;
 
 use super::{
@@ -53,6 +55,8 @@ pub(super) enum Beginning<'a> {
     Cold,
     /// One that stood still right before it was told what to be.
     Template(&'a Arc<Checkpoint>),
+    /// One that took commands, with the image for its root, and has served nobody.
+    ImageTemplate(&'a Arc<Checkpoint>),
     /// One that ran and was saved.
     Saved(&'a Arc<Checkpoint>),
 }
@@ -94,7 +98,7 @@ async fn bring_up(
 ) -> Result<Ready, Failed> {
     let deadline = match beginning {
         // Its agent has said hello to another host before.
-        Beginning::Template(checkpoint) => {
+        Beginning::Template(checkpoint) | Beginning::ImageTemplate(checkpoint) => {
             let deadline = Instant::now() + RESTORE_TIMEOUT.min(config.boot_timeout);
             machine.restore(checkpoint, deadline).await?;
             deadline
@@ -113,12 +117,14 @@ async fn bring_up(
     times.hello_us = elapsed_us(config);
     times.exec_us = machine.vmm_runs_since().map_or(0, |at| since_asked_us(config, at));
     step::reached("supervisor.hello");
-    let no_entropy = |error: io::Error| failed(BootStep::Kernel)(error.to_string());
-    if let Beginning::Saved(_) = beginning {
-        machine.agent.send(rebirth(config).map_err(no_entropy)?.to_frame(0));
-    } else {
-        machine.agent.send(Hello::OURS.to_frame());
-        machine.agent.send(bootstrap(config).map_err(no_entropy)?.to_frame(0));
+    let (hostname, defaults) = (config.hostname.clone(), config.defaults.clone());
+    match beginning {
+        Beginning::Cold | Beginning::Template(_) => bootstrap(machine, hostname, defaults)?,
+        Beginning::ImageTemplate(_) => become_sandbox(machine, hostname, defaults)?,
+        Beginning::Saved(_) => {
+            let (wall_clock, entropy, hostname) = (clock::now(), entropy()?, Some(hostname));
+            machine.agent.send(Rebirth { wall_clock, entropy, hostname }.to_frame(0));
+        }
     }
     // Behind it at once: the agent keeps it until it is ready, which saves a round trip.
     machine.agent.send(self_test().to_frame(SELF_TEST_STREAM));
@@ -129,32 +135,63 @@ async fn bring_up(
     Ok(ready)
 }
 
+/// Brings a machine whose agent has said hello to where any sandbox of its image can go on from: it
+/// takes commands, has run none but the first, and holds its link.
+pub(crate) async fn become_nobody(machine: &mut Machine, deadline: Instant) -> Result<(), Failed> {
+    bootstrap(machine, NOBODY.into(), ExecDefaults::default())?;
+    machine.agent.send(self_test().to_frame(SELF_TEST_STREAM));
+    machine.ready(deadline).await?;
+    machine.pass_self_test(deadline).await?;
+    machine.agent.hold();
+    let held = machine.receive(BootStep::SelfTest, deadline).await?;
+    Held::from_frame(&held).map(drop).map_err(|error| failed(BootStep::SelfTest)(error.to_string()))
+}
+
+/// Has a machine that was restored from there take part in the world again.
+pub(crate) async fn become_nobody_again(
+    machine: &mut Machine,
+    deadline: Instant,
+) -> Result<(), Failed> {
+    become_sandbox(machine, NOBODY.into(), ExecDefaults::default())?;
+    machine.ready(deadline).await.map(drop)
+}
+
+/// Name of a machine that is no sandbox's. The shortest there is: files that tell it can only become
+/// longer, which is the cheaper way.
+const NOBODY: &str = "m";
+
+/// Tells a machine that is nobody's what sandbox it is.
+fn become_sandbox(
+    machine: &Machine,
+    hostname: String,
+    defaults: ExecDefaults,
+) -> Result<(), Failed> {
+    let orders = Become { wall_clock: clock::now(), entropy: entropy()?, hostname, defaults };
+    machine.agent.send(orders.to_frame(0));
+    Ok(())
+}
+
+/// Tells an agent that has said hello what sandbox it is.
+fn bootstrap(machine: &Machine, hostname: String, defaults: ExecDefaults) -> Result<(), Failed> {
+    machine.agent.send(Hello::OURS.to_frame());
+    let (wall_clock, entropy) = (clock::now(), entropy()?);
+    let orders = Bootstrap { wall_clock, entropy, hostname, root: ROOT, defaults };
+    machine.agent.send(orders.to_frame(0));
+    Ok(())
+}
+
 /// Longest from a template to ready, which is tenths of a second; then a cold boot has its chance.
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Streams below the clients' ranges are the supervisor's own.
 const SELF_TEST_STREAM: u32 = 1;
 
-/// Makes a machine that was another sandbox's this one's.
-fn rebirth(config: &LaunchConfig) -> io::Result<Rebirth> {
-    let hostname = Some(config.hostname.clone());
-    Ok(Rebirth { wall_clock: clock::now(), entropy: entropy()?, hostname })
-}
-
-fn entropy() -> io::Result<Vec<u8>> {
+/// Random bytes of the host, enough for a guest.
+fn entropy() -> Result<Vec<u8>, Failed> {
     let mut entropy = vec![0; ENTROPY_BYTES];
-    File::open("/dev/urandom")?.read_exact(&mut entropy)?;
+    let read = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut entropy));
+    read.map_err(|error| failed(BootStep::Kernel)(format!("draw random bytes: {error}")))?;
     Ok(entropy)
-}
-
-fn bootstrap(config: &LaunchConfig) -> io::Result<Bootstrap> {
-    Ok(Bootstrap {
-        wall_clock: clock::now(),
-        entropy: entropy()?,
-        hostname: config.hostname.clone(),
-        root: ROOT,
-        defaults: config.defaults.clone(),
-    })
 }
 
 /// Twice the 256 bits that the guest kernel's generator holds (`drivers/char/random.c`).

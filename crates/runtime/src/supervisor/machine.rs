@@ -10,7 +10,7 @@ use std::{
 };
 
 use microsandbox_protocol::{
-    BootFailed, ExecExited, ExitStatus, Frame, Hello, Kind, Message, Ready, negotiate,
+    BootFailed, ExecExited, ExitStatus, Frame, Hello, Kind, Message, Ping, Pong, Ready, negotiate,
 };
 use tokio::{
     io::AsyncReadExt,
@@ -146,6 +146,14 @@ impl Machine {
         let hello = self.receive(BootStep::Kernel, deadline).await?;
         let agreed = Hello::from_frame(&hello).and_then(|theirs| negotiate(Hello::OURS, theirs));
         agreed.map(drop).map_err(|error| failed(BootStep::Kernel)(error.to_string()))
+    }
+
+    /// Has the agent of a machine that was restored say that it is there.
+    pub(crate) async fn ping(&mut self, deadline: Instant) -> Result<(), Failed> {
+        self.agent.send(Ping { token: 1 }.to_frame(0));
+        let answer = self.receive(BootStep::Restore, deadline).await?;
+        let pong = Pong::from_frame(&answer);
+        pong.map(drop).map_err(|error| failed(BootStep::Restore)(error.to_string()))
     }
 
     /// Has a machine that was started to wait for it go on from `checkpoint`.

@@ -132,7 +132,11 @@ impl Candidate {
             true => Some(dir.use_template_upper().map_err(|error| error.to_string())?),
             false => None,
         };
-        let ready = boot::boot(config, Beginning::Template(&self.template), record, slot).await;
+        let beginning = match self.has_root {
+            true => Beginning::ImageTemplate(&self.template),
+            false => Beginning::Template(&self.template),
+        };
+        let ready = boot::boot(config, beginning, record, slot).await;
         let ready = ready.map_err(|failure| failure.to_string())?;
         if let Some(upper) = upper {
             upper.keep();

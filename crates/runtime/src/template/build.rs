@@ -1,8 +1,8 @@
 //! Building a template: a process of its own, that nobody waits for and nothing of the sandbox ends.
 //!
-//! It boots a machine with empty disks at the lowest priority, saves it once the agent has said hello,
-//! and restores it once before anybody else does. Killed at any moment it leaves a folder that
-//! the next build removes.
+//! It boots a machine at the lowest priority: with empty disks until the agent has said hello, or with
+//! the image and a fresh disk until it takes commands. It saves it there, and restores it once before
+//! anybody else does. Killed at any moment it leaves a folder that the next build removes.
 
 use std::{
     fs::{self, OpenOptions},
@@ -20,7 +20,6 @@ use std::{
     time::Duration,
 };
 
-use microsandbox_protocol::{Hello, Message, Mount, Mounted, Ping, Pong};
 use microsandbox_snapshot::Digest;
 use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
@@ -28,7 +27,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{LOG, Templates, remove_tree};
 use crate::{
-    BootStep, Confinement, Program, SandboxLock, SelectedVmm,
+    Confinement, Program, SandboxLock, SelectedVmm,
     checkpoint::{Checkpoint, SavedVm, Shape, UPPER},
     confine::{
         files::{Access, rules},
@@ -36,7 +35,7 @@ use crate::{
     },
     handover,
     program::Role,
-    supervisor::{ROOT, machine::Machine},
+    supervisor::{become_nobody, become_nobody_again, machine::Machine},
     sys,
     vmm::{self, DiskFormat, VmSpec, process::Vm},
 };
@@ -186,11 +185,8 @@ async fn save(order: &BuildOrder, spec: &VmSpec, new: &Path) -> Result<Checkpoin
     let deadline = Instant::now() + WITHIN;
     machine.hello(deadline).await.map_err(|failure| failure.to_string())?;
     if order.has_root() {
-        machine.agent.send(Hello::OURS.to_frame());
-        machine.agent.send(Mount { root: ROOT }.to_frame(0));
-        let answer = machine.receive(BootStep::Restore, deadline).await;
-        let answer = answer.map_err(|failure| failure.to_string())?;
-        Mounted::from_frame(&answer).map_err(|error| error.to_string())?;
+        let became = become_nobody(&mut machine, deadline).await;
+        became.map_err(|failure| failure.to_string())?;
     }
     let qmp = machine.qmp.as_ref().ok_or("this VMM can save nothing")?;
     let stopped = async {
@@ -234,13 +230,15 @@ async fn prove(
     let mut machine = start_machine(order, &spec)?;
     let proof = async {
         machine.restore(template, deadline).await?;
-        machine.agent.send(Ping { token: 1 }.to_frame(0));
-        machine.receive(BootStep::Restore, deadline).await
+        match order.has_root() {
+            true => become_nobody_again(&mut machine, deadline).await,
+            false => machine.ping(deadline).await,
+        }
     };
-    let answer = proof.await.map_err(|failure| failure.to_string())?;
+    proof.await.map_err(|failure| failure.to_string())?;
     machine.kill().await;
     if order.has_root() {
         fs::remove_file(&copy).map_err(|error| error.to_string())?;
     }
-    Pong::from_frame(&answer).map(drop).map_err(|error| error.to_string())
+    Ok(())
 }

@@ -74,12 +74,16 @@ impl Enter for Qemu {
 }
 
 impl Qemu {
-    /// What the kernel is told of this machine. With KVM the guest has a better clock than the
-    /// counter.
+    /// What the kernel is told of this machine.
+    ///
+    /// With KVM the guest has a better clock than the counter. Under emulation what it does against
+    /// speculation does nothing (a guest's indirect jump is a look-up and a jump of QEMU's own), and
+    /// every instruction of it is translated at each start.
     fn kernel_words(&self) -> String {
         match (self.accel, self.tsc_khz) {
-            (Accel::Tcg, Some(khz)) => format!("tsc_khz={khz} tsc=reliable"),
-            _ => String::new(),
+            (Accel::Tcg, Some(khz)) => format!("mitigations=off tsc_khz={khz} tsc=reliable"),
+            (Accel::Tcg, None) => "mitigations=off".into(),
+            (Accel::Kvm, _) => String::new(),
         }
     }
 
