@@ -11,7 +11,7 @@ use std::{
 use microsandbox_db::{Catalogue, NewSandbox, SandboxId, SandboxRow};
 use microsandbox_image::{Image, Progress, PullProgress, Silent, ext4};
 use microsandbox_runtime::{
-    AgentClient, FreshRoot, LaunchConfig, LockMark, SandboxDir, SandboxLock, launch, step,
+    AgentClient, LaunchConfig, LockMark, SandboxDir, SandboxLock, StartingPoint, launch, step,
     wire::ExecDefaults,
 };
 use tokio::{
@@ -133,9 +133,8 @@ async fn create_with(
             None => Origin::find(&home, Some(machinery.vmm.kind), &mut config).await?,
         };
         let defined = define(&home, (config, origin), clock, &half_made).await?;
-        let Defined { config, image, fresh, catalogue, id, dir, lock, saved, clock } = defined;
-        let sandbox =
-            boot((&machinery, clock), (&image, fresh), config, (dir, lock), saved).await?;
+        let Defined { config, image, from, catalogue, id, dir, lock, clock } = defined;
+        let sandbox = boot((&machinery, clock), (&image, from), config, (dir, lock)).await?;
         step::reached("create.booted");
         if !sandbox.config().ephemeral {
             catalogue.keep_sandbox(id).await?;
@@ -200,14 +199,12 @@ async fn undone_on_failure<T: Send + 'static>(
 struct Defined {
     config: SandboxConfig,
     image: Image,
-    /// Its root file system, if nobody has used that.
-    fresh: Option<FreshRoot>,
+    /// What its machine goes on from.
+    from: StartingPoint,
     catalogue: Catalogue,
     id: SandboxId,
     dir: SandboxDir,
     lock: SandboxLock,
-    /// The saved machine it goes on from.
-    saved: Option<PathBuf>,
     clock: StartClock,
 }
 
@@ -231,11 +228,7 @@ async fn define(
     };
     half_made.made_dir(dir.clone(), lock.mark(&dir.lock_path())?);
     step::reached("create.claimed");
-    let fresh = origin.is_fresh().then(|| FreshRoot {
-        files: image.extents().iter().map(|extent| extent.path.clone()).collect(),
-        upper_bytes: config.upper_bytes(),
-    });
-    let saved = origin.saved();
+    let from = origin.starting_point(&image, config.upper_bytes());
     origin.make_upper(&dir, config.upper_bytes()).await?;
     clock.times.disk_us = clock.elapsed_us();
     step::reached("create.formatted");
@@ -251,7 +244,7 @@ async fn define(
     let id = row.id;
     half_made.defined(catalogue.clone(), row);
     step::reached("create.defined");
-    Ok(Defined { config, image, fresh, catalogue, id, dir, lock, saved, clock })
+    Ok(Defined { config, image, from, catalogue, id, dir, lock, clock })
 }
 
 /// Starts a sandbox that is defined and whose disks are there.
@@ -279,11 +272,16 @@ pub(crate) async fn start(
         return Err(MicrosandboxError::SandboxNotFound(row.name.clone()));
     }
     step::reached("start.locked");
+    let from = match config.snapshot.is_some() && dir.run_record()?.is_none() {
+        // It was defined to begin with another's disk, and this is its first start.
+        true => StartingPoint::OthersDisk,
+        false => StartingPoint::OwnDisk,
+    };
     // This run's records will take the place of the last one's.
     history::keep(&catalogue, row, &dir, &lock).await?;
     step::reached("start.remembered");
     let place = (dir, lock);
-    settle(boot((&machinery, clock), (&image, None), config, place, None).await?, mode).await
+    settle(boot((&machinery, clock), (&image, from), config, place).await?, mode).await
 }
 
 /// Gives the sandbox to whom it belongs.
@@ -296,10 +294,9 @@ async fn settle(sandbox: Sandbox, mode: Mode) -> MicrosandboxResult<Sandbox> {
 
 async fn boot(
     (machinery, mut clock): (&Machinery, StartClock),
-    (image, fresh): (&Image, Option<FreshRoot>),
+    (image, from): (&Image, StartingPoint),
     config: SandboxConfig,
     (dir, lock): (SandboxDir, SandboxLock),
-    saved: Option<PathBuf>,
 ) -> MicrosandboxResult<Sandbox> {
     clock.times.launch_us = clock.elapsed_us();
     let orders = LaunchConfig {
@@ -315,8 +312,7 @@ async fn boot(
             BootMode::Cold => None,
             BootMode::Template => Some(machinery.templates.clone()),
         },
-        fresh,
-        saved,
+        from,
         digests: machinery.digests.clone(),
         hostname: config
             .hostname

@@ -22,6 +22,8 @@ pub struct Bootstrap {
     pub root: Root,
     /// Where every command without its own values begins.
     pub defaults: ExecDefaults,
+    /// The writable disk is a copy of another sandbox's, which no machine has used since.
+    pub is_clone: bool,
 }
 
 /// Stops what the agent sends, at the end of a frame: a machine whose state is saved after [`Held`]

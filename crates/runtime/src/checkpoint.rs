@@ -77,20 +77,7 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Write`]; the caller removes the directory.
     pub(crate) fn write(dir: &Path, shape: Shape, vm: &SavedVm<'_>) -> Result<Self> {
-        let failed = |name: &str| CheckpointError::write(dir.join(name));
-        let memory = memory::save(vm.memory, &mut create(&dir.join(MEMORY))?);
-        let memory = memory.map_err(failed(MEMORY))?;
-        let mut devices = create(&dir.join(DEVICES))?;
-        devices.write_all(vm.devices).map_err(failed(DEVICES))?;
-        let devices = Devices {
-            size_bytes: vm.devices.len() as u64,
-            digest: blake3::hash(vm.devices).to_hex().to_string(),
-        };
-        let manifest = Manifest { format: FORMAT, shape, memory, devices, upper: vm.upper };
-        let json = serde_json::to_vec_pretty(&manifest).map_err(io::Error::from);
-        let written = json.and_then(|json| write_file(&dir.join(MANIFEST), &json));
-        written.map_err(failed(MANIFEST))?;
-        Ok(Self { dir: dir.to_owned(), manifest })
+        StoredVm::write(dir, vm)?.seal(shape)
     }
 
     /// Reads the manifest of the checkpoint at `dir`; `None` when there is none.
@@ -210,6 +197,50 @@ struct Format {
     format: u32,
 }
 
+/// A machine whose state is in files that are no checkpoint yet. It may go on.
+#[derive(Debug)]
+pub(crate) struct StoredVm {
+    dir: PathBuf,
+    memory: memory::Stored,
+    memory_file: File,
+    devices: Devices,
+    upper: Option<Digest>,
+}
+
+impl StoredVm {
+    /// Copies the state of a machine that stands still into `dir`, which exists and is empty. Blocks.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Write`]; the caller removes the directory.
+    pub(crate) fn write(dir: &Path, vm: &SavedVm<'_>) -> Result<Self> {
+        let failed = |name: &str| CheckpointError::write(dir.join(name));
+        let mut memory_file = create(&dir.join(MEMORY))?;
+        let memory = memory::store(vm.memory, &mut memory_file).map_err(failed(MEMORY))?;
+        let mut devices = create(&dir.join(DEVICES))?;
+        devices.write_all(vm.devices).map_err(failed(DEVICES))?;
+        let devices = Devices {
+            size_bytes: vm.devices.len() as u64,
+            digest: blake3::hash(vm.devices).to_hex().to_string(),
+        };
+        Ok(Self { dir: dir.to_owned(), memory, memory_file, devices, upper: vm.upper })
+    }
+
+    /// Makes a checkpoint of it. Blocks as long as reading the memory again takes.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Write`]; the caller removes the directory.
+    pub(crate) fn seal(self, shape: Shape) -> Result<Checkpoint> {
+        let failed = |name: &str| CheckpointError::write(self.dir.join(name));
+        let memory = self.memory.seal(&self.memory_file).map_err(failed(MEMORY))?;
+        let (devices, upper) = (self.devices, self.upper);
+        let manifest = Manifest { format: FORMAT, shape, memory, devices, upper };
+        let json = serde_json::to_vec_pretty(&manifest).map_err(io::Error::from);
+        let written = json.and_then(|json| write_file(&self.dir.join(MANIFEST), &json));
+        written.map_err(failed(MANIFEST))?;
+        Ok(Checkpoint { dir: self.dir, manifest })
+    }
+}
+
 /// A machine that stands still, with its state read out of it.
 #[derive(Debug)]
 pub(crate) struct SavedVm<'a> {
@@ -222,7 +253,7 @@ pub(crate) struct SavedVm<'a> {
 }
 
 fn create(path: &Path) -> Result<File> {
-    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let opened = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
     opened.map_err(CheckpointError::write(path.to_owned()))
 }
 

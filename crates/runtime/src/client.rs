@@ -30,7 +30,7 @@ use tokio::{
 use crate::{
     Error, ExitRecord, Result, SandboxDir,
     link::{FrameReader, FrameSender},
-    self_test::self_test,
+    own_commands::self_test,
 };
 
 /// A connection to a running sandbox. Cheap to clone; all clones share it.

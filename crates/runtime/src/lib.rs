@@ -25,11 +25,11 @@ mod link;
 mod lock;
 mod log_watch;
 mod orders;
+mod own_commands;
 mod program;
 mod record;
 mod role;
 mod sandbox_dir;
-mod self_test;
 pub mod step;
 mod supervisor;
 mod sys;
@@ -53,7 +53,8 @@ pub use host_usage::HostUsage;
 pub use launch::{Launched, Owner, launch};
 pub use lock::{LockMark, SandboxLock};
 pub use log_watch::LogWatch;
-pub use orders::{FreshRoot, LaunchConfig};
+pub use orders::{FreshRoot, LaunchConfig, StartingPoint};
+pub use own_commands::CLONE_HOOK;
 pub use program::Program;
 pub use record::{
     BootStep, BootTimes, ColdReason, EndReason, ExitRecord, FailedTemplate, Origin, RunRecord,

@@ -28,10 +28,8 @@ pub struct LaunchConfig {
     pub vmm: SelectedVmm,
     /// Folder of the templates; none: the machine boots from the beginning.
     pub templates: Option<PathBuf>,
-    /// The root file system, where this start is the first to use it.
-    pub fresh: Option<FreshRoot>,
-    /// Folder of a saved machine to go on from; the machine does not boot then.
-    pub saved: Option<PathBuf>,
+    /// What the machine goes on from.
+    pub from: StartingPoint,
     /// File that remembers digests of the guest's and the VMM's files.
     pub digests: PathBuf,
     /// Name of the machine.
@@ -56,6 +54,36 @@ pub struct LaunchConfig {
     pub boot: BootTimes,
     /// Directives for the supervisor's log, as `RUST_LOG` has them.
     pub log: String,
+}
+
+/// What a machine goes on from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartingPoint {
+    /// The image, and a writable disk that nobody has used.
+    Fresh(FreshRoot),
+    /// The disk as the sandbox has left it.
+    OwnDisk,
+    /// A copy of another sandbox's disk.
+    OthersDisk,
+    /// Another sandbox's machine, saved into this folder while it ran, and a copy of its disk. It does not
+    /// boot.
+    OthersMachine(PathBuf),
+}
+
+impl StartingPoint {
+    /// The folder of a saved machine.
+    pub(crate) fn saved(&self) -> Option<&PathBuf> {
+        match self {
+            Self::OthersMachine(folder) => Some(folder),
+            _ => None,
+        }
+    }
+
+    /// Whether there is another sandbox that it must not be mistaken for.
+    pub(crate) const fn is_clone(&self) -> bool {
+        matches!(self, Self::OthersDisk | Self::OthersMachine(_))
+    }
 }
 
 /// A root file system that nobody has used: its writable disk is as it was formatted.

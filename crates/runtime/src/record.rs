@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use microsandbox_protocol::{BootStage, Ready};
 use serde::{Deserialize, Serialize};
 
-use crate::{Accel, ConfinementRecord, Error, VmmKind};
+use crate::{Accel, CLONE_HOOK, ConfinementRecord, Error, VmmKind};
 
 /// The last run of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -327,6 +327,8 @@ pub enum BootStep {
     Guest(BootStage),
     /// A first exec, all the way and back.
     SelfTest,
+    /// What the sandbox runs when it is a copy of another.
+    CloneHook,
 }
 
 impl fmt::Display for BootStep {
@@ -338,6 +340,7 @@ impl fmt::Display for BootStep {
             Self::Kernel => write!(f, "booting the guest kernel"),
             Self::Guest(stage) => write!(f, "setting the guest up ({stage:?})"),
             Self::SelfTest => write!(f, "running a first command"),
+            Self::CloneHook => write!(f, "running {CLONE_HOOK}"),
         }
     }
 }

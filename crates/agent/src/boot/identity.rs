@@ -46,14 +46,28 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Takes on the name, and writes the files that tell it where the image has none.
-    pub(super) fn assume(hostname: &str) -> Step<Self> {
+    /// Takes on the name, and sees to the files that tell it. `ours` are those that the image leaves
+    /// open ([`files_left_open`]).
+    ///
+    /// What is missing or empty is written. In a clone what an agent wrote for the other machine is
+    /// written anew.
+    pub(super) fn assume(hostname: &str, ours: &[&'static str], is_clone: bool) -> Step<Self> {
         sethostname(hostname).map_err(failed(BootStage::Identity, hostname))?;
-        // A directory that is there costs nothing; one that cannot be made shows in the first file.
-        let _ = fs::create_dir("/etc");
-        let mut files = files_of(hostname)?;
-        files.retain(|(path, _)| is_unset(Path::new(path)));
-        write_all(&files)?;
+        let earlier = earlier_files();
+        let mut files = Vec::new();
+        for (path, content) in
+            files_of(hostname)?.into_iter().filter(|(path, _)| ours.contains(path))
+        {
+            let written = earlier.iter().find(|(known, _)| *known == path);
+            match written {
+                Some((_, content)) if !is_clone => files.push((path, content.clone())),
+                None if !is_unset(Path::new(path)) => {}
+                _ => {
+                    write(path, &content)?;
+                    files.push((path, content));
+                }
+            }
+        }
         Ok(Self { hostname: hostname.to_owned(), files })
     }
 
@@ -93,26 +107,53 @@ fn overwrite(path: &str, content: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// The files of an identity that an image says nothing in, seen at the place where it is mounted.
+pub(super) fn files_left_open(image: &Path) -> Vec<&'static str> {
+    let unset = |path: &&str| is_unset(&image.join(path.trim_start_matches('/')));
+    [HOSTNAME, HOSTS, MACHINE_ID].into_iter().filter(unset).collect()
+}
+
+const HOSTNAME: &str = "/etc/hostname";
+const HOSTS: &str = "/etc/hosts";
+const MACHINE_ID: &str = "/etc/machine-id";
+
 /// The files of an identity. The machine id is drawn anew each time.
 fn files_of(hostname: &str) -> Step<Vec<(&'static str, String)>> {
+    let mut files = named_files_of(hostname);
+    files.push((MACHINE_ID, machine_id()?));
+    Ok(files)
+}
+
+/// Those that tell the name.
+fn named_files_of(hostname: &str) -> Vec<(&'static str, String)> {
     let hosts = format!(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
-         127.0.1.1\t{hostname}\n"
+         {OWN_ADDRESS}{hostname}\n"
     );
-    Ok(vec![
-        ("/etc/hostname", format!("{hostname}\n")),
-        ("/etc/hosts", hosts),
-        ("/etc/machine-id", machine_id()?),
-    ])
+    vec![(HOSTNAME, format!("{hostname}\n")), (HOSTS, hosts)]
 }
 
-fn write_all(files: &[(&'static str, String)]) -> Step<()> {
-    for (path, content) in files {
-        fs::write(path, content)
-            .map_err(|error| failed(BootStage::Identity, *path)(errno(&error)))?;
-    }
-    Ok(())
+/// What is in front of the machine's own name in its hosts file.
+const OWN_ADDRESS: &str = "127.0.1.1\t";
+
+/// The files of the identity that this root file system had before, as far as they still are what an
+/// agent writes. Nobody but an agent writes a machine id where the image has none.
+fn earlier_files() -> Vec<(&'static str, String)> {
+    let now = |path| fs::read_to_string(path).unwrap_or_default();
+    let (told, hosts) = (now(HOSTNAME), now(HOSTS));
+    let name = hosts.rsplit_once(OWN_ADDRESS).map_or(&*told, |(_, name)| name);
+    let mut files = named_files_of(name.trim_end());
+    files.retain(|(path, content)| now(path) == *content);
+    files.push((MACHINE_ID, now(MACHINE_ID)));
+    files.retain(|(_, content)| content.len() > 1);
+    files
+}
+
+fn write(path: &'static str, content: &str) -> Step<()> {
+    // A directory that is there costs nothing; one that cannot be made shows in the file.
+    let _ = fs::create_dir("/etc");
+    fs::write(path, content).map_err(|error| failed(BootStage::Identity, path)(errno(&error)))
 }
 
 /// Covers the boot id, which the kernel draws once and may have told already.

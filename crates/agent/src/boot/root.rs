@@ -21,7 +21,7 @@ use nix::unistd::{chdir, chroot};
 use super::pseudo::{MOVED, is_directory};
 use super::{Step, disk, errno, failed};
 
-const LOWER: &str = "/lower";
+pub(super) const LOWER: &str = "/lower";
 const UPPER: &str = "/upper";
 const NEW_ROOT: &str = "/newroot";
 

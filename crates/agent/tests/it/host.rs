@@ -50,6 +50,7 @@ impl Host {
         assert_eq!(Hello::from_frame(&host.frame()), Ok(Hello::OURS));
         host.send(&hello.to_frame());
         let bootstrap = Bootstrap {
+            is_clone: false,
             wall_clock: Timestamp { seconds: 0, nanoseconds: 0 },
             entropy: vec![0; 32],
             hostname: "unused".into(),

@@ -8,7 +8,7 @@ use std::{
 
 use microsandbox_archive::clone_file;
 use microsandbox_image::{Digest, Image as StoredImage, ImageHold, Progress, Reference, ext4};
-use microsandbox_runtime::{SandboxDir, VmmKind};
+use microsandbox_runtime::{FreshRoot, SandboxDir, StartingPoint, VmmKind};
 
 use super::{CHECKPOINT, UPPER};
 use crate::{
@@ -79,16 +79,17 @@ impl Origin {
         }
     }
 
-    /// Whether the writable disk is one that nobody has used.
-    pub(crate) const fn is_fresh(&self) -> bool {
-        matches!(self, Self::Image)
-    }
-
-    /// The saved machine to go on from, if there is one.
-    pub(crate) fn saved(&self) -> Option<PathBuf> {
+    /// What the machine goes on from, above `image`.
+    pub(crate) fn starting_point(&self, image: &StoredImage, upper_bytes: u64) -> StartingPoint {
         match self {
-            Self::Image => None,
-            Self::Other(other) => other.saved.clone(),
+            Self::Image => StartingPoint::Fresh(FreshRoot {
+                files: image.extents().iter().map(|extent| extent.path.clone()).collect(),
+                upper_bytes,
+            }),
+            Self::Other(other) => match &other.saved {
+                Some(folder) => StartingPoint::OthersMachine(folder.clone()),
+                None => StartingPoint::OthersDisk,
+            },
         }
     }
 

@@ -3,6 +3,7 @@
 //! `cargo xtask test` says where a guest and images are; without it these tests fail and say so.
 
 mod clock;
+mod clones;
 mod ends;
 mod exec;
 mod fidelity;
@@ -93,6 +94,7 @@ fn trials() -> Vec<Trial> {
         kills::trials(),
         lifecycle::trials(),
         limits::trials(),
+        clones::trials(),
         machines::trials(),
         metrics::trials(),
         pauses::trials(),

@@ -28,11 +28,11 @@ const GOLDEN: &[(Kind, &[&str])] = &[
     (
         Kind::Bootstrap,
         &[
-            "50000000 00000000 02 00 \
+            "51000000 00000000 02 00 \
              80c49fd50cff93ebdc0320000102030405060708090a0b0c0d0e0f101112131415161718191a \
-             1b1c1d1e1f03626f78000001020141013101420001042f73727601086170703a31303030",
-            "18000000 00000000 02 00 \
-             010003ffffff016d02018080808004000000",
+             1b1c1d1e1f03626f78000001020141013101420001042f73727601086170703a3130303001",
+            "19000000 00000000 02 00 \
+             010003ffffff016d0201808080800400000000",
         ],
     ),
     (
@@ -396,6 +396,7 @@ fn messages_of_the_boot_keep_their_bytes() {
             cwd: Some(text("/srv")),
             user: Some(text("app:1000")),
         },
+        is_clone: true,
     };
     check(0, 0, &disks);
     let memory = Bootstrap {
@@ -404,6 +405,7 @@ fn messages_of_the_boot_keep_their_bytes() {
         hostname: text("m"),
         root: Root { lower: Disk(2), upper: Upper::Memory { size_bytes: 1 << 30 } },
         defaults: ExecDefaults::default(),
+        is_clone: false,
     };
     check(1, 0, &memory);
     check(0, 0, &ready());

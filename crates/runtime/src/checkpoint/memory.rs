@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     os::unix::fs::FileExt,
 };
 
@@ -70,29 +70,16 @@ impl Extent {
     }
 }
 
-/// Stores what is not zero in `memory`, which does not change meanwhile.
-pub(super) fn save(memory: &File, stored: &mut File) -> io::Result<Layout> {
-    let size_bytes = memory.metadata()?.len();
-    let extents = extents(memory, size_bytes)?;
-    let mut hasher = blake3::Hasher::new();
-    let mut chunk = vec![0; CHUNK];
-    for extent in &extents {
-        extent.head(&mut hasher);
-        let mut done = 0;
-        while done < extent.len {
-            let left = usize::try_from(extent.len - done).unwrap_or(CHUNK);
-            let piece = &mut chunk[..left.min(CHUNK)];
-            memory.read_exact_at(piece, extent.offset + done)?;
-            hasher.update(piece);
-            stored.write_all(piece)?;
-            done += piece.len() as u64;
-        }
-    }
-    Ok(Layout { size_bytes, extents, digest: hasher.finalize().to_hex().to_string() })
+/// Memory that was copied and has no digest yet: that takes longer, and the machine may go on meanwhile.
+#[derive(Debug)]
+pub(super) struct Stored {
+    size_bytes: u64,
+    extents: Vec<Extent>,
 }
 
-/// The blocks that are not zero, neighbours as one.
-fn extents(memory: &File, size_bytes: u64) -> io::Result<Vec<Extent>> {
+/// Copies what is not zero in `memory`, which does not change meanwhile.
+pub(super) fn store(memory: &File, stored: &mut File) -> io::Result<Stored> {
+    let size_bytes = memory.metadata()?.len();
     let mut extents: Vec<Extent> = Vec::new();
     let zeros = vec![0; BLOCK];
     let mut block = vec![0; BLOCK];
@@ -103,6 +90,7 @@ fn extents(memory: &File, size_bytes: u64) -> io::Result<Vec<Extent>> {
         let block = &mut block[..usize::try_from(len).unwrap_or(BLOCK)];
         memory.read_exact_at(block, offset)?;
         if *block != zeros[..block.len()] {
+            stored.write_all(block)?;
             match extents.last_mut() {
                 Some(last) if last.offset + last.len == offset => last.len += len,
                 _ => extents.push(Extent { offset, len }),
@@ -110,7 +98,28 @@ fn extents(memory: &File, size_bytes: u64) -> io::Result<Vec<Extent>> {
         }
         offset += len;
     }
-    Ok(extents)
+    Ok(Stored { size_bytes, extents })
+}
+
+impl Stored {
+    /// Reads the copy again for its digest.
+    pub(super) fn seal(self, mut stored: &File) -> io::Result<Layout> {
+        stored.rewind()?;
+        let mut hasher = blake3::Hasher::new();
+        let mut chunk = vec![0; CHUNK];
+        for extent in &self.extents {
+            extent.head(&mut hasher);
+            let mut left = extent.len;
+            while left > 0 {
+                let most = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+                stored.read_exact(&mut chunk[..most])?;
+                hasher.update(&chunk[..most]);
+                left -= most as u64;
+            }
+        }
+        let digest = hasher.finalize().to_hex().to_string();
+        Ok(Layout { size_bytes: self.size_bytes, extents: self.extents, digest })
+    }
 }
 
 /// Where the next page begins that was ever written to, from `offset` on.

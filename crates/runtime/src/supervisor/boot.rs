@@ -20,8 +20,8 @@ use super::{
 use crate::{
     Applied, BootStep, ConfinementRecord, LaunchConfig, RunRecord, SandboxDir,
     checkpoint::Checkpoint,
+    own_commands::{clone_hook, self_test},
     record::BootTimes,
-    self_test::self_test,
     step,
     vmm::{DiskFormat, DiskSpec, VmSpec, process::Vm},
 };
@@ -119,7 +119,9 @@ async fn bring_up(
     step::reached("supervisor.hello");
     let (hostname, defaults) = (config.hostname.clone(), config.defaults.clone());
     match beginning {
-        Beginning::Cold | Beginning::Template(_) => bootstrap(machine, hostname, defaults)?,
+        Beginning::Cold | Beginning::Template(_) => {
+            bootstrap(machine, hostname, defaults, config.from.is_clone())?;
+        }
         Beginning::ImageTemplate(_) => become_sandbox(machine, hostname, defaults)?,
         Beginning::Saved(_) => {
             let (wall_clock, entropy, hostname) = (clock::now(), entropy()?, Some(hostname));
@@ -127,10 +129,14 @@ async fn bring_up(
         }
     }
     // Behind it at once: the agent keeps it until it is ready, which saves a round trip.
-    machine.agent.send(self_test().to_frame(SELF_TEST_STREAM));
+    machine.agent.send(self_test().to_frame(OWN_STREAM));
     let ready = machine.ready(deadline).await?;
     times.agent_ready_us = elapsed_us(config);
     machine.pass_self_test(deadline).await?;
+    if config.from.is_clone() {
+        machine.agent.send(clone_hook().to_frame(OWN_STREAM));
+        machine.pass_clone_hook(deadline).await?;
+    }
     times.ready_us = elapsed_us(config);
     Ok(ready)
 }
@@ -138,8 +144,8 @@ async fn bring_up(
 /// Brings a machine whose agent has said hello to where any sandbox of its image can go on from: it
 /// takes commands, has run none but the first, and holds its link.
 pub(crate) async fn become_nobody(machine: &mut Machine, deadline: Instant) -> Result<(), Failed> {
-    bootstrap(machine, NOBODY.into(), ExecDefaults::default())?;
-    machine.agent.send(self_test().to_frame(SELF_TEST_STREAM));
+    bootstrap(machine, NOBODY.into(), ExecDefaults::default(), false)?;
+    machine.agent.send(self_test().to_frame(OWN_STREAM));
     machine.ready(deadline).await?;
     machine.pass_self_test(deadline).await?;
     machine.agent.hold();
@@ -172,10 +178,15 @@ fn become_sandbox(
 }
 
 /// Tells an agent that has said hello what sandbox it is.
-fn bootstrap(machine: &Machine, hostname: String, defaults: ExecDefaults) -> Result<(), Failed> {
+fn bootstrap(
+    machine: &Machine,
+    hostname: String,
+    defaults: ExecDefaults,
+    is_clone: bool,
+) -> Result<(), Failed> {
     machine.agent.send(Hello::OURS.to_frame());
     let (wall_clock, entropy) = (clock::now(), entropy()?);
-    let orders = Bootstrap { wall_clock, entropy, hostname, root: ROOT, defaults };
+    let orders = Bootstrap { wall_clock, entropy, hostname, root: ROOT, defaults, is_clone };
     machine.agent.send(orders.to_frame(0));
     Ok(())
 }
@@ -184,7 +195,7 @@ fn bootstrap(machine: &Machine, hostname: String, defaults: ExecDefaults) -> Res
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Streams below the clients' ranges are the supervisor's own.
-const SELF_TEST_STREAM: u32 = 1;
+const OWN_STREAM: u32 = 1;
 
 /// Random bytes of the host, enough for a guest.
 fn entropy() -> Result<Vec<u8>, Failed> {

@@ -38,7 +38,7 @@ pub(crate) fn profile(config: &LaunchConfig) -> io::Result<Profile> {
     let dir = SandboxDir::new(&config.dir);
     let mut files = vmm::files::list(&config.vmm, &vm_spec(config))?;
     files.extend(rules(Access::Read, &config.templates));
-    files.extend(rules(Access::Read, &config.saved));
+    files.extend(rules(Access::Read, config.from.saved()));
     files.extend(rules(Access::Tree, [dir.path()]));
     if config.ephemeral {
         // To take its own directory away, once that is empty.

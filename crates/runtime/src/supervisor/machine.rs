@@ -10,7 +10,8 @@ use std::{
 };
 
 use microsandbox_protocol::{
-    BootFailed, ExecExited, ExitStatus, Frame, Hello, Kind, Message, Ping, Pong, Ready, negotiate,
+    BootFailed, Credit, ExecExited, ExecFailed, ExecFailure, ExitStatus, Frame, Hello, Kind,
+    Message, Ping, Pong, Ready, negotiate,
 };
 use tokio::{
     io::AsyncReadExt,
@@ -239,20 +240,49 @@ impl Machine {
 
     /// Waits for the end of the first command.
     pub(crate) async fn pass_self_test(&mut self, deadline: Instant) -> Result<(), Failed> {
+        let step = BootStep::SelfTest;
+        match self.outcome(step, deadline).await? {
+            (Ok(ExitStatus::Code(0)), _) => Ok(()),
+            (Ok(status), _) => Err(failed(step)(format!("it ended with {status:?}"))),
+            (Err(why), _) => Err(failed(step)(format!("it did not start: {why:?}"))),
+        }
+    }
+
+    /// Waits for the end of [`CLONE_HOOK`](crate::CLONE_HOOK). Most images have none.
+    pub(crate) async fn pass_clone_hook(&mut self, deadline: Instant) -> Result<(), Failed> {
+        let step = BootStep::CloneHook;
+        match self.outcome(step, deadline).await? {
+            (Ok(ExitStatus::Code(0)), _) => Ok(()),
+            (Err(why), _) if why.failure == ExecFailure::NotFound => Ok(()),
+            (Ok(status), said) => Err(failed(step)(format!("it ended with {status:?}: {said}"))),
+            (Err(why), _) => Err(failed(step)(format!("it did not start: {why:?}"))),
+        }
+    }
+
+    /// How the only command there is ends, and the last that it says.
+    async fn outcome(
+        &mut self,
+        step: BootStep,
+        deadline: Instant,
+    ) -> Result<(Result<ExitStatus, ExecFailed>, String), Failed> {
+        let unreadable = |error: microsandbox_protocol::Error| failed(step)(error.to_string());
+        let mut said = String::new();
         loop {
-            let frame = self.receive(BootStep::SelfTest, deadline).await?;
+            let frame = self.receive(step, deadline).await?;
             match Kind::from_byte(frame.kind) {
                 Some(Kind::ExecExited) => {
-                    let exited = ExecExited::from_frame(&frame);
-                    let status = exited.map(|exited| exited.status);
-                    if status == Ok(ExitStatus::Code(0)) {
-                        return Ok(());
-                    }
-                    return Err(failed(BootStep::SelfTest)(format!("it ended with {status:?}")));
+                    let exited = ExecExited::from_frame(&frame).map_err(unreadable)?;
+                    return Ok((Ok(exited.status), said));
                 }
                 Some(Kind::ExecFailed) => {
-                    let why = microsandbox_protocol::ExecFailed::from_frame(&frame);
-                    return Err(failed(BootStep::SelfTest)(format!("it did not start: {why:?}")));
+                    return Ok((Err(ExecFailed::from_frame(&frame).map_err(unreadable)?), said));
+                }
+                Some(Kind::Stdout | Kind::Stderr) => {
+                    if let Some(line) = String::from_utf8_lossy(&frame.body).lines().last() {
+                        line.trim().clone_into(&mut said);
+                    }
+                    let bytes = u32::try_from(frame.body.len()).unwrap_or(u32::MAX);
+                    self.agent.send(Credit { bytes }.to_frame(frame.stream));
                 }
                 _ => {}
             }

@@ -1,7 +1,7 @@
 //! Saving a machine while it runs: memory, devices and disk of one moment.
 //!
 //! ```text
-//!  hold the link ─ held ─▶ pause ─▶ devices ─▶ memory, and beside it the disk ─▶ go on ─▶ release
+//!  hold the link ─ held ─▶ pause ─▶ devices ─▶ memory, and beside it the disk ─▶ go on ─▶ release ─▶ digests
 //!                          └───────────── the guest stands still ────────────┘
 //! ```
 //!
@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    checkpoint::{Checkpoint, SavedVm, Shape},
+    checkpoint::{SavedVm, Shape, StoredVm},
     error::explained,
     link::FrameSender,
     vmm::qemu::qmp::Qmp,
@@ -60,14 +60,17 @@ pub(super) async fn save(mut order: SaveOrder) -> Result<Duration, String> {
     let made = DirBuilder::new().mode(0o700).create(&order.into);
     made.map_err(|error| format!("make {}: {error}", order.into.display()))?;
     let saved = order.save().await;
-    let still = order.go_on(&saved).await;
-    match saved.and_then(|began| still.map(|()| began.elapsed())) {
-        Ok(still) => Ok(still),
-        Err(why) => {
-            remove(&order.into);
-            Err(why)
+    let still = order.go_on(saved.is_ok()).await;
+    let sealed = match (saved, still) {
+        (Ok((began, stored)), Ok(until)) => {
+            let shape = order.shape.clone();
+            let seal = move || stored.seal(shape).map_err(|error| explained(&error));
+            let sealed = spawn_blocking(seal).await.map_err(|error| error.to_string());
+            sealed.and_then(|sealed| sealed).map(|_| until.duration_since(began))
         }
-    }
+        (Err(why), _) | (Ok(_), Err(why)) => Err(why),
+    };
+    sealed.inspect_err(|_| remove(&order.into))
 }
 
 /// Removes a saved machine that nobody took away.
@@ -81,13 +84,14 @@ pub(super) fn remove(folder: &Path) {
 }
 
 impl SaveOrder {
-    /// Gives when the guest began to stand still.
-    async fn save(&mut self) -> Result<Instant, String> {
+    /// Gives when the guest began to stand still, and what it was then.
+    async fn save(&mut self) -> Result<(Instant, StoredVm), String> {
         let told = |error: crate::vmm::qemu::qmp::QmpError| error.to_string();
         if self.is_paused {
             // Only a guest that runs can hold its link.
             self.qmp.resume().await.map_err(told)?;
         }
+        self.flush().await?;
         self.agent.hold();
         let held = timeout(HELD_WITHIN, &mut self.held).await;
         if !matches!(held, Ok(Ok(()))) {
@@ -96,28 +100,37 @@ impl SaveOrder {
         let began = Instant::now();
         self.qmp.pause().await.map_err(told)?;
         let devices = self.qmp.save_devices().await.map_err(told)?;
-        let memory = Arc::clone(&self.memory);
-        let (shape, into) = (self.shape.clone(), self.into.clone());
-        let checkpoint = spawn_blocking(move || {
+        let (memory, into) = (Arc::clone(&self.memory), self.into.clone());
+        let stored = spawn_blocking(move || {
             let vm = SavedVm { memory: &memory, devices: &devices, upper: None };
-            Checkpoint::write(&into, shape, &vm).map(drop).map_err(|error| explained(&error))
+            StoredVm::write(&into, &vm).map_err(|error| explained(&error))
         });
         let (upper, to) = (self.upper.clone(), self.into.join(UPPER));
         let disk = spawn_blocking(move || copy_disk(&upper, &to));
-        let (checkpoint, disk) = tokio::join!(checkpoint, disk);
-        checkpoint.map_err(|error| error.to_string())??;
+        let (stored, disk) = tokio::join!(stored, disk);
+        let stored = stored.map_err(|error| error.to_string())??;
         disk.map_err(|error| error.to_string())??;
-        Ok(began)
+        Ok((began, stored))
     }
 
-    async fn go_on(&self, saved: &Result<Instant, String>) -> Result<(), String> {
-        let went_on = match (self.is_paused, saved) {
-            (true, Err(_)) => self.qmp.pause().await,
-            (true, Ok(_)) => Ok(()),
+    /// Brings what the guest has written to the disk. A VMM that stops does so too (`do_vm_stop` in
+    /// QEMU's `softmmu/cpus.c`), and has little left to do then.
+    async fn flush(&self) -> Result<(), String> {
+        let upper = self.upper.clone();
+        let flushed = spawn_blocking(move || File::open(upper)?.sync_data()).await;
+        let flushed = flushed.map_err(io::Error::other).and_then(|flushed| flushed);
+        flushed.map_err(|error| format!("flush {}: {error}", self.upper.display()))
+    }
+
+    /// Gives when the guest went on, or would have.
+    async fn go_on(&self, was_saved: bool) -> Result<Instant, String> {
+        let went_on = match (self.is_paused, was_saved) {
+            (true, false) => self.qmp.pause().await,
+            (true, true) => Ok(()),
             (false, _) => self.qmp.resume().await,
         };
         self.agent.release();
-        went_on.map_err(|error| error.to_string())
+        went_on.map(|()| Instant::now()).map_err(|error| error.to_string())
     }
 }
 

@@ -49,7 +49,7 @@ impl Source {
     pub(super) fn find(config: &LaunchConfig, shapes: Shapes, record: &mut RunRecord) -> Self {
         let mut source =
             Self { candidates: Vec::new(), why_cold: ColdReason::NotBuilt, saved: None };
-        if let Some(folder) = &config.saved {
+        if let Some(folder) = config.from.saved() {
             record.origin = Some(Origin::Saved);
             return Self { saved: Some(saved(folder, shapes.machine)), ..source };
         }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BuildOrder, Templates, build, remove_tree};
 use crate::{
-    LaunchConfig, Program, RunRecord, SandboxDir, SandboxLock,
+    LaunchConfig, Program, RunRecord, SandboxDir, SandboxLock, StartingPoint,
     checkpoint::{FileDigests, Shape, UPPER, root_of, shape_of},
     record::{ColdReason, Origin},
     supervisor::vm_spec,
@@ -59,12 +59,15 @@ impl Plan {
                 return Self::cold(ColdReason::Unusable { detail: error.to_string() });
             }
         };
-        let Some(root) = &config.templates else {
+        let Some(templates) = &config.templates else {
             return Self { shapes: Shapes { machine: Ok(machine), image: None }, prepared: None };
         };
-        let fresh = config.fresh.as_ref().and_then(|fresh| root_of(fresh).ok());
-        let image = fresh.map(|root| Shape { root, ..machine.clone() });
-        let templates = Templates::new(root);
+        let root = match &config.from {
+            StartingPoint::Fresh(fresh) => root_of(fresh).ok(),
+            _ => None,
+        };
+        let image = root.map(|root| Shape { root, ..machine.clone() });
+        let templates = Templates::new(templates);
         let mut plan = Self { shapes: Shapes { machine: Ok(machine), image }, prepared: None };
         plan.prepare(&templates, &SandboxDir::new(&config.dir));
         plan

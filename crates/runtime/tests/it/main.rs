@@ -19,8 +19,8 @@ use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial};
 use microsandbox_runtime::{
     Accel, BUILD, BootStep, BootTimes, Confinement, EndReason, Error, Guest, LaunchConfig, Program,
-    SandboxDir, SandboxLock, SelectedVmm, VmmKind, init, launch, own_program, probe_kvm,
-    wire::ExecDefaults,
+    SandboxDir, SandboxLock, SelectedVmm, StartingPoint, VmmKind, init, launch, own_program,
+    probe_kvm, wire::ExecDefaults,
 };
 
 /// Folder with `vmlinux` and `initramfs.cpio`; set by `cargo xtask test`.
@@ -72,8 +72,7 @@ fn orders(dir: &Path, vmm: SelectedVmm, boot_timeout: Duration) -> Result<Launch
         lower: dir.join("lower"),
         vmm,
         templates: None,
-        fresh: None,
-        saved: None,
+        from: StartingPoint::OwnDisk,
         digests: dir.join("digests.json"),
         hostname: "driver-test".into(),
         defaults: ExecDefaults::default(),
