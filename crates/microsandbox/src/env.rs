@@ -6,6 +6,7 @@
 //! | `MSB_PATH` | the `msb` that supervises sandboxes of programs without [`crate::reexec::init`] | looked for |
 //! | `MSB_VMM` | `auto`, `libkrun` or `qemu` | `auto` |
 //! | `MSB_BOOT` | `template`, or `cold`: machines do not go on from templates | `template` |
+//! | `MSB_MAX_TEMPLATES`, `MSB_MAX_TEMPLATES_MIB` | most templates that are kept, and most space that they take; `0`: none | 16, 1024 |
 //! | `MSB_KERNEL` | guest kernel to boot, an uncompressed ELF | the installed one |
 //! | `MSB_KERNEL_ARGS` | more words for its command line; `ignore_loglevel` shows its whole boot in `msb logs --source kernel` | none |
 //! | `MSB_KVM_PROBE` | `skip`: KVM is taken to work wherever it opens | `auto` |
@@ -30,6 +31,10 @@ pub const MSB_PATH: &str = "MSB_PATH";
 pub const MSB_VMM: &str = "MSB_VMM";
 /// Whether machines go on from templates.
 pub const MSB_BOOT: &str = "MSB_BOOT";
+/// Most templates that are kept.
+pub const MSB_MAX_TEMPLATES: &str = "MSB_MAX_TEMPLATES";
+/// Most space that templates take, MiB.
+pub const MSB_MAX_TEMPLATES_MIB: &str = "MSB_MAX_TEMPLATES_MIB";
 /// Guest kernel to boot.
 pub const MSB_KERNEL: &str = "MSB_KERNEL";
 /// More words for the guest kernel's command line.

@@ -8,8 +8,9 @@ use std::{
 use microsandbox_db::Catalogue;
 use microsandbox_image::ImageStore;
 use microsandbox_runtime::{
-    Accel, Confinement, Guest, GuestStore, KvmProbe, Program, SandboxDir, SelectedVmm, VmmChoice,
-    confine::UnknownLayer, find_qemu, host_tsc_khz, own_program, probe_kvm, select_vmm,
+    Accel, Confinement, Guest, GuestStore, KvmProbe, Program, SandboxDir, SelectedVmm,
+    TemplateLimits, Templates, VmmChoice, confine::UnknownLayer, find_qemu, host_tsc_khz,
+    own_program, probe_kvm, select_vmm,
 };
 use microsandbox_snapshot::SnapshotStore;
 
@@ -24,6 +25,7 @@ pub(crate) struct Home {
     root: PathBuf,
     vmm: VmmChoice,
     boot: BootMode,
+    template_limits: TemplateLimits,
     kernel: Option<PathBuf>,
     confinement: Confinement,
     kernel_arguments: String,
@@ -55,6 +57,7 @@ impl Home {
                 return Err(invalid(format!("MSB_BOOT is {other:?}, not cold or template")));
             }
         };
+        let template_limits = template_limits()?;
         let kernel = env::read(env::MSB_KERNEL).map(PathBuf::from).map(absolute).transpose()?;
         let confinement = env::read_text(env::MSB_CONFINEMENT).map(|text| text.parse());
         let confinement = confinement.transpose().map_err(|unknown: UnknownLayer| {
@@ -70,7 +73,17 @@ impl Home {
             }
         };
         let log = env::read_text(env::MSB_LOG).unwrap_or_else(|| "warn".into());
-        Ok(Self { root, vmm, boot, kernel, confinement, kernel_arguments, skip_probe, log })
+        Ok(Self {
+            root,
+            vmm,
+            boot,
+            template_limits,
+            kernel,
+            confinement,
+            kernel_arguments,
+            skip_probe,
+            log,
+        })
     }
 
     /// The directory of all state.
@@ -183,7 +196,7 @@ impl Home {
             guest,
             vmm,
             boot: self.boot,
-            templates: self.root.join("templates"),
+            templates: Templates::new(self.root.join("templates"), self.template_limits),
             digests: self.root.join("digests.json"),
             confinement: self.confinement.clone(),
             log: self.log.clone(),
@@ -203,6 +216,24 @@ impl Home {
     }
 }
 
+fn template_limits() -> MicrosandboxResult<TemplateLimits> {
+    let number = |name: &'static str| {
+        let invalid = |text: &str| {
+            MicrosandboxError::InvalidConfig(format!("{name} is {text:?}, not a whole number"))
+        };
+        let read = |text: String| text.parse::<u32>().map_err(|_| invalid(&text));
+        env::read_text(name).map(read).transpose()
+    };
+    let mut limits = TemplateLimits::default();
+    if let Some(count) = number(env::MSB_MAX_TEMPLATES)? {
+        limits.count = usize::try_from(count).unwrap_or(usize::MAX);
+    }
+    if let Some(mib) = number(env::MSB_MAX_TEMPLATES_MIB)? {
+        limits.bytes = u64::from(mib) << 20;
+    }
+    Ok(limits)
+}
+
 /// The processes of a sandbox work in `/`: what they are told must not depend on where we are.
 fn absolute(path: PathBuf) -> MicrosandboxResult<PathBuf> {
     std::path::absolute(&path).map_err(MicrosandboxError::file("find", path))
@@ -216,8 +247,7 @@ pub(crate) struct Machinery {
     pub(crate) vmm: SelectedVmm,
     /// What machines begin as where their definition does not say.
     pub(crate) boot: BootMode,
-    /// Folder of the templates.
-    pub(crate) templates: PathBuf,
+    pub(crate) templates: Templates,
     /// File that remembers digests of kernel, agent and VMM.
     pub(crate) digests: PathBuf,
     pub(crate) confinement: Confinement,

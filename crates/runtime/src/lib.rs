@@ -63,6 +63,7 @@ pub use record::{
 pub use role::{init, own_program};
 pub use sandbox_dir::SandboxDir;
 pub use sys::watch_readable;
+pub use template::{TemplateLimits, Templates};
 pub use vmm::{
     Accel, Capabilities, Driver, KvmProbe, SelectedVmm, VmmChoice, VmmKind, find_qemu,
     host_tsc_khz, probe_kvm, select_vmm,

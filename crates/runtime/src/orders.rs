@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use microsandbox_protocol::ExecDefaults;
 use serde::{Deserialize, Serialize};
 
-use crate::{BootTimes, Confinement, ExitRecord, Guest, RunRecord, SelectedVmm};
+use crate::{BootTimes, Confinement, ExitRecord, Guest, RunRecord, SelectedVmm, Templates};
 
 /// Everything a supervisor needs to know, in one plain value.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,8 +26,8 @@ pub struct LaunchConfig {
     pub lower: PathBuf,
     /// Which VMM, and how.
     pub vmm: SelectedVmm,
-    /// Folder of the templates; none: the machine boots from the beginning.
-    pub templates: Option<PathBuf>,
+    /// Templates; none: the machine boots from the beginning.
+    pub templates: Option<Templates>,
     /// What the machine goes on from.
     pub from: StartingPoint,
     /// File that remembers digests of the guest's and the VMM's files.
@@ -54,6 +54,13 @@ pub struct LaunchConfig {
     pub boot: BootTimes,
     /// Directives for the supervisor's log, as `RUST_LOG` has them.
     pub log: String,
+}
+
+impl LaunchConfig {
+    /// The templates that it may go on from, if it may.
+    pub(crate) fn templates(&self) -> Option<&Templates> {
+        self.templates.as_ref().filter(|templates| templates.are_kept())
+    }
 }
 
 /// What a machine goes on from.

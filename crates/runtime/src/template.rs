@@ -31,12 +31,6 @@ use crate::{
 
 pub(crate) use build::BuildOrder;
 
-/// Most templates kept: a home has a handful of shapes and images in use. The one unused for longest goes first.
-const MAX_TEMPLATES: usize = 16;
-
-/// Most bytes kept, by the same rule. A template of 512 MiB takes about 40 MiB.
-const MAX_BYTES: u64 = 1 << 30;
-
 /// Time for which a shape whose template failed is not tried again.
 const FAILED_FOR: Duration = Duration::from_hours(1);
 
@@ -45,10 +39,27 @@ const LOCK: &str = "lock";
 const FAILED: &str = "failed.json";
 const LOG: &str = "build.log";
 
-/// The templates of a home.
-#[derive(Debug, Clone)]
-pub(crate) struct Templates {
+/// The templates of a home, and how much of them is kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Templates {
     root: PathBuf,
+    limits: TemplateLimits,
+}
+
+/// How much is kept. The template unused for longest goes first; the newest stays in any case, unless
+/// a limit is zero: then there are none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateLimits {
+    /// Most templates. 16 by default: a home has a handful of shapes and images in use.
+    pub count: usize,
+    /// Most bytes. 1 GiB by default: a template of 512 MiB takes about 40 MiB.
+    pub bytes: u64,
+}
+
+impl Default for TemplateLimits {
+    fn default() -> Self {
+        Self { count: 16, bytes: 1 << 30 }
+    }
 }
 
 /// The last build that came to nothing.
@@ -61,8 +72,17 @@ struct Failure {
 
 impl Templates {
     /// Those at `root`, which need not exist.
-    pub(crate) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+    pub fn new(root: PathBuf, limits: TemplateLimits) -> Self {
+        Self { root, limits }
+    }
+
+    /// Whether there may be any.
+    pub(crate) fn are_kept(&self) -> bool {
+        self.limits.count > 0 && self.limits.bytes > 0
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.root
     }
 
     /// The template of a shape; `None` when there is none.
@@ -125,9 +145,19 @@ impl Templates {
         }
     }
 
+    /// Removes all of them but what others are building, where none are kept.
+    pub(crate) fn clear(&self) {
+        match self.trim(None) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "could not remove templates");
+            }
+            _ => {}
+        }
+    }
+
     /// Removes what is more than is kept, the least recently used first, never `newest`, and what
     /// builds that were killed have left.
-    fn trim(&self, newest: &Shape) -> io::Result<()> {
+    fn trim(&self, newest: Option<&Shape>) -> io::Result<()> {
         let mut kept = Vec::new();
         for entry in fs::read_dir(&self.root)?.flatten() {
             let path = entry.path();
@@ -146,7 +176,8 @@ impl Templates {
         for (_, template, path) in kept {
             count += 1;
             bytes += template.size_bytes();
-            if (count > MAX_TEMPLATES || bytes > MAX_BYTES) && template.shape() != newest {
+            let is_too_much = count > self.limits.count || bytes > self.limits.bytes;
+            if is_too_much && Some(template.shape()) != newest {
                 remove_tree(&path)?;
             }
         }
@@ -181,6 +212,14 @@ mod tests {
         Shape { kernel: name.into(), ..Shape::default() }
     }
 
+    fn templates(dir: &tempfile::TempDir) -> Templates {
+        limited(dir, TemplateLimits::default())
+    }
+
+    fn limited(dir: &tempfile::TempDir, limits: TemplateLimits) -> Templates {
+        Templates::new(dir.path().to_owned(), limits)
+    }
+
     fn put(templates: &Templates, shape: &Shape) {
         let dir = templates.place(shape);
         fs::create_dir_all(&dir).unwrap();
@@ -191,7 +230,7 @@ mod tests {
     #[test]
     fn template_is_found_by_its_whole_shape_and_by_no_other() {
         let dir = tempfile::tempdir().unwrap();
-        let templates = Templates::new(dir.path());
+        let templates = templates(&dir);
         assert!(templates.find(&shape("a")).unwrap().is_none());
         assert!(templates.wants(&shape("a")));
         put(&templates, &shape("a"));
@@ -211,7 +250,7 @@ mod tests {
     #[test]
     fn failed_shape_is_left_alone_for_a_while() {
         let dir = tempfile::tempdir().unwrap();
-        let templates = Templates::new(dir.path());
+        let templates = templates(&dir);
         templates.note_failure(&shape("a"), "no".into());
         assert!(!templates.wants(&shape("a")));
         assert!(templates.wants(&shape("b")));
@@ -224,8 +263,9 @@ mod tests {
     #[test]
     fn least_recently_used_templates_go_first() {
         let dir = tempfile::tempdir().unwrap();
-        let templates = Templates::new(dir.path());
-        let shapes: Vec<_> = (0..MAX_TEMPLATES + 2).map(|n| shape(&n.to_string())).collect();
+        let kept = 3;
+        let templates = limited(&dir, TemplateLimits { count: kept, ..TemplateLimits::default() });
+        let shapes: Vec<_> = (0..kept + 2).map(|n| shape(&n.to_string())).collect();
         for (age, shape) in shapes.iter().rev().enumerate() {
             put(&templates, shape);
             let manifest = templates.place(shape).join("checkpoint.json");
@@ -238,12 +278,43 @@ mod tests {
         fs::write(dir.path().join("killed.lock"), "").unwrap();
         let _held = SandboxLock::acquire(&dir.path().join("built.lock")).unwrap();
         // The last two are the oldest; the very last is the one just built.
-        templates.trim(shapes.last().unwrap()).unwrap();
+        templates.trim(shapes.last()).unwrap();
         let there: Vec<_> = shapes.iter().map(|shape| templates.place(shape).exists()).collect();
-        let expected: Vec<_> = (0..shapes.len()).map(|n| n != MAX_TEMPLATES).collect();
+        let expected: Vec<_> = (0..shapes.len()).map(|n| n != kept).collect();
         assert_eq!(there, expected);
         let left = ["half", "killed.new", "killed.lock", "built.new", "built.lock"];
         let left = left.map(|name| dir.path().join(name).exists());
         assert_eq!(left, [false, false, false, true, true]);
+    }
+
+    #[test]
+    fn bytes_are_limited_and_zero_of_either_keeps_none() {
+        let one = size_of_one();
+        for (limits, left) in [
+            (TemplateLimits { bytes: one * 2, ..TemplateLimits::default() }, 2),
+            // The newest stays, also where it is too large.
+            (TemplateLimits { bytes: 1, ..TemplateLimits::default() }, 1),
+            (TemplateLimits { bytes: 0, ..TemplateLimits::default() }, 0),
+            (TemplateLimits { count: 0, ..TemplateLimits::default() }, 0),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let templates = limited(&dir, limits);
+            let shapes = ["a", "b", "c"].map(shape);
+            shapes.iter().for_each(|shape| put(&templates, shape));
+            match templates.are_kept() {
+                true => templates.trim(shapes.last()).unwrap(),
+                false => templates.clear(),
+            }
+            let there = shapes.iter().filter(|shape| templates.place(shape).exists());
+            assert_eq!(there.count(), left, "{limits:?}");
+        }
+        // Where there is no folder there is nothing to clear.
+        templates(&tempfile::tempdir().unwrap()).clear();
+    }
+
+    fn size_of_one() -> u64 {
+        let dir = tempfile::tempdir().unwrap();
+        put(&templates(&dir), &shape("one"));
+        templates(&dir).find(&shape("one")).unwrap().unwrap().size_bytes()
     }
 }

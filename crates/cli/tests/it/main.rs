@@ -22,4 +22,5 @@ mod refusals;
 mod registry;
 mod runs;
 mod store;
+mod templates;
 mod terminals;

@@ -14,7 +14,7 @@ use std::{
 
 use super::{boot::vm_spec, refuse};
 use crate::{
-    Applied, LaunchConfig, Layer, SandboxDir, VmmKind,
+    Applied, LaunchConfig, Layer, SandboxDir, Templates, VmmKind,
     confine::{
         calls::{self, Calls},
         files::{Access, rules},
@@ -37,7 +37,7 @@ const CONFINED: &str = "confined";
 pub(crate) fn profile(config: &LaunchConfig) -> io::Result<Profile> {
     let dir = SandboxDir::new(&config.dir);
     let mut files = vmm::files::list(&config.vmm, &vm_spec(config))?;
-    files.extend(rules(Access::Read, &config.templates));
+    files.extend(rules(Access::Read, config.templates().map(Templates::path)));
     files.extend(rules(Access::Read, config.from.saved()));
     files.extend(rules(Access::Tree, [dir.path()]));
     if config.ephemeral {

@@ -53,17 +53,16 @@ impl Source {
             record.origin = Some(Origin::Saved);
             return Self { saved: Some(saved(folder, shapes.machine)), ..source };
         }
-        let (root, machine) = match (&config.templates, shapes.machine) {
-            (Some(root), Ok(machine)) => (root, machine),
+        let (templates, machine) = match (config.templates(), shapes.machine) {
+            (Some(templates), Ok(machine)) => (templates, machine),
             (None, _) => return Self { why_cold: ColdReason::Declined, ..source },
             (_, Err(why_cold)) => return Self { why_cold, ..source },
         };
-        let templates = Templates::new(root);
-        source.look_for(&templates, &machine, record);
+        source.look_for(templates, &machine, record);
         if let Some(image) = shapes.image
             && SandboxDir::new(&config.dir).template_upper_path().exists()
         {
-            source.look_for(&templates, &image, record);
+            source.look_for(templates, &image, record);
         }
         source
     }

@@ -14,7 +14,7 @@ use std::{
             net::UnixStream,
         },
     },
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -49,8 +49,8 @@ const WITHIN: Duration = Duration::from_mins(2);
 pub(crate) struct BuildOrder {
     /// The shape that the machine has.
     pub(crate) shape: Shape,
-    /// Folder of the templates.
-    pub(crate) templates: PathBuf,
+    /// Where it goes.
+    pub(crate) templates: Templates,
     pub(crate) vmm: SelectedVmm,
     /// The machine; its disks stand for places only.
     pub(crate) spec: VmSpec,
@@ -69,7 +69,7 @@ impl BuildOrder {
 
 /// Starts a build and does not wait for it. `lock` is that of the shape; the builder holds it, too.
 pub(crate) fn start(program: &Program, order: &BuildOrder, lock: &SandboxLock) -> io::Result<()> {
-    let log = order.templates.join(LOG);
+    let log = order.templates.root.join(LOG);
     let log = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(log)?;
     let (command, socket) = program.command(Role::Builder, &order.shape.key(), log.into())?;
     // The runtime collects it if it ends first.
@@ -84,7 +84,7 @@ fn profile(order: &BuildOrder) -> io::Result<Profile> {
     // Its own disks are with the templates; only that of the image is another's.
     spec.disks.retain(|disk| disk.read_only && order.has_root());
     let mut files = vmm::files::list(&order.vmm, &spec)?;
-    files.extend(rules(Access::Tree, [&order.templates]));
+    files.extend(rules(Access::Tree, [order.templates.path()]));
     Ok(Profile { confinement: order.confinement.clone(), files })
 }
 
@@ -113,14 +113,14 @@ fn take_order() -> io::Result<(BuildOrder, SandboxLock)> {
         .with_ansi(false)
         .log_internal_errors(false)
         .init();
-    let path = Templates::new(&order.templates).lock_path(&order.shape);
+    let path = order.templates.lock_path(&order.shape);
     let lock = SandboxLock::from_fd(lock, &path)?;
     Ok((order, lock))
 }
 
 /// Builds while no other process builds the same.
 fn build_alone(order: &BuildOrder, _held: &SandboxLock) -> io::Result<()> {
-    let templates = Templates::new(&order.templates);
+    let templates = &order.templates;
     let shape = &order.shape;
     if templates.place(shape).exists() {
         return Ok(());
@@ -133,7 +133,7 @@ fn build_alone(order: &BuildOrder, _held: &SandboxLock) -> io::Result<()> {
         remove_tree(&new)?;
         return Err(io::Error::other(why));
     }
-    templates.trim(shape)
+    templates.trim(Some(shape))
 }
 
 fn build(order: &BuildOrder, new: &Path) -> Result<(), String> {

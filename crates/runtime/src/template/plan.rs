@@ -59,7 +59,10 @@ impl Plan {
                 return Self::cold(ColdReason::Unusable { detail: error.to_string() });
             }
         };
-        let Some(templates) = &config.templates else {
+        let Some(templates) = config.templates() else {
+            if let Some(unkept) = &config.templates {
+                unkept.clear();
+            }
             return Self { shapes: Shapes { machine: Ok(machine), image: None }, prepared: None };
         };
         let root = match &config.from {
@@ -67,9 +70,8 @@ impl Plan {
             _ => None,
         };
         let image = root.map(|root| Shape { root, ..machine.clone() });
-        let templates = Templates::new(templates);
         let mut plan = Self { shapes: Shapes { machine: Ok(machine), image }, prepared: None };
-        plan.prepare(&templates, &SandboxDir::new(&config.dir));
+        plan.prepare(templates, &SandboxDir::new(&config.dir));
         plan
     }
 
@@ -102,8 +104,9 @@ impl Plan {
         config: &LaunchConfig,
         run: &RunRecord,
     ) {
-        let (Some(root), Ok(machine)) = (&config.templates, self.shapes.machine) else { return };
-        let templates = Templates::new(root);
+        let (Some(templates), Ok(machine)) = (config.templates(), self.shapes.machine) else {
+            return;
+        };
         for failed in &run.failed_templates {
             templates.retire(&failed.key);
         }
@@ -122,7 +125,7 @@ impl Plan {
         };
         let order = BuildOrder {
             shape,
-            templates: root.clone(),
+            templates: templates.clone(),
             vmm: config.vmm.clone(),
             spec: vm_spec(config),
             confinement: config.confinement.clone(),
