@@ -155,31 +155,37 @@ impl Catalogue {
             updated_at_ms: Set(now_ms()),
             ..Default::default()
         };
-        self.update_sandbox(id, changed).await
+        self.update_sandboxes(&[id], changed).await
     }
 
-    async fn update_sandbox(&self, id: SandboxId, change: sandbox::ActiveModel) -> Result<()> {
+    async fn update_sandboxes(
+        &self,
+        ids: &[SandboxId],
+        change: sandbox::ActiveModel,
+    ) -> Result<()> {
         let failed = |error| self.cannot_write("sandbox", error);
         let transaction = self.begin_write("sandbox").await?;
-        let changed = sandbox::Entity::update_many()
-            .set(change)
-            .filter(sandbox::Column::Id.eq(id.0))
-            .exec(&transaction)
-            .await
-            .map_err(failed)?;
-        if changed.rows_affected == 0 {
-            return Err(Error::NoSuchSandbox { id });
+        for &id in ids {
+            let changed = sandbox::Entity::update_many()
+                .set(change.clone())
+                .filter(sandbox::Column::Id.eq(id.0))
+                .exec(&transaction)
+                .await
+                .map_err(failed)?;
+            if changed.rows_affected == 0 {
+                return Err(Error::NoSuchSandbox { id });
+            }
         }
         transaction.commit().await.map_err(failed)
     }
 
-    /// Keeps a sandbox that was ephemeral.
+    /// Keeps sandboxes that were ephemeral: all of them, or none.
     ///
     /// # Errors
     /// [`Error::NoSuchSandbox`], [`Error::Write`].
-    pub async fn keep_sandbox(&self, id: SandboxId) -> Result<()> {
+    pub async fn keep_sandboxes(&self, ids: &[SandboxId]) -> Result<()> {
         let kept = sandbox::ActiveModel { ephemeral: Set(false), ..Default::default() };
-        self.update_sandbox(id, kept).await
+        self.update_sandboxes(ids, kept).await
     }
 
     /// Takes a sandbox out of the catalogue, with its labels and its pin; its runs stay. Says

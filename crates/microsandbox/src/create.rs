@@ -93,56 +93,62 @@ pub(crate) async fn create_silently(
     create(config, mode, Arc::new(Silent)).await
 }
 
-/// Creates a sandbox that goes on from what another was.
-pub(crate) async fn create_from(
+/// Creates a sandbox that goes on from what another was. It goes when its maker does, until
+/// [`Catalogue::keep_sandboxes`] keeps it.
+pub(crate) async fn create_unkept(
     config: SandboxConfig,
-    mode: Mode,
     origin: Origin,
-) -> MicrosandboxResult<Sandbox> {
-    create_with(config, mode, Arc::new(Silent), Some(origin)).await
-}
-
-async fn create(
-    config: SandboxConfig,
-    mode: Mode,
-    progress: Arc<dyn Progress>,
-) -> MicrosandboxResult<Sandbox> {
-    create_with(config, mode, progress, None).await
+) -> MicrosandboxResult<(Sandbox, SandboxId)> {
+    let half_made = Arc::new(HalfMade::new(Arc::new(Silent)));
+    undone_on_failure(Arc::clone(&half_made), async move {
+        let (sandbox, _, id) = make(config, Some(origin), &half_made).await?;
+        Ok((sandbox, id))
+    })
+    .await
 }
 
 /// Creates and starts a sandbox.
 ///
 /// The work is done on a task of its own: when the caller drops this future, that task notices and
 /// undoes what it has done.
-async fn create_with(
-    mut config: SandboxConfig,
+async fn create(
+    config: SandboxConfig,
     mode: Mode,
     progress: Arc<dyn Progress>,
-    origin: Option<Origin>,
 ) -> MicrosandboxResult<Sandbox> {
-    config.validate()?;
-    let home = Home::from_env()?;
     let half_made = Arc::new(HalfMade::new(progress));
     undone_on_failure(Arc::clone(&half_made), async move {
-        let mut clock = StartClock::start();
-        home.ensure()?;
-        let machinery = home.machinery().await?;
-        clock.times.found_us = clock.elapsed_us();
-        let origin = match origin {
-            Some(origin) => origin,
-            None => Origin::find(&home, Some(machinery.vmm.kind), &mut config).await?,
-        };
-        let defined = define(&home, (config, origin), clock, &half_made).await?;
-        let Defined { config, image, from, catalogue, id, dir, lock, clock } = defined;
-        let sandbox = boot((&machinery, clock), (&image, from), config, (dir, lock)).await?;
-        step::reached("create.booted");
+        let (sandbox, catalogue, id) = make(config, None, &half_made).await?;
         if !sandbox.config().ephemeral {
-            catalogue.keep_sandbox(id).await?;
+            catalogue.keep_sandboxes(&[id]).await?;
         }
         step::reached("create.kept");
         settle(sandbox, mode).await
     })
     .await
+}
+
+/// Makes a sandbox that runs, and is on record as one that goes when its maker does.
+async fn make(
+    mut config: SandboxConfig,
+    origin: Option<Origin>,
+    half_made: &HalfMade,
+) -> MicrosandboxResult<(Sandbox, Catalogue, SandboxId)> {
+    config.validate()?;
+    let mut clock = StartClock::start();
+    let home = Home::from_env()?;
+    home.ensure()?;
+    let machinery = home.machinery().await?;
+    clock.times.found_us = clock.elapsed_us();
+    let origin = match origin {
+        Some(origin) => origin,
+        None => Origin::find(&home, Some(machinery.vmm.kind), &mut config).await?,
+    };
+    let defined = define(&home, (config, origin), clock, half_made).await?;
+    let Defined { config, image, from, catalogue, id, dir, lock, clock } = defined;
+    let sandbox = boot((&machinery, clock), (&image, from), config, (dir, lock)).await?;
+    step::reached("create.booted");
+    Ok((sandbox, catalogue, id))
 }
 
 pub(crate) async fn define_silently(config: SandboxConfig) -> MicrosandboxResult<SandboxHandle> {
@@ -166,7 +172,7 @@ async fn define_only(
         let origin = Origin::find(&home, None, &mut config).await?;
         let start = StartClock::start();
         let defined = define(&home, (config, origin), start, &half_made).await?;
-        defined.catalogue.keep_sandbox(defined.id).await?;
+        defined.catalogue.keep_sandboxes(&[defined.id]).await?;
         drop(defined.lock);
         SandboxHandle::find(&home, &defined.config.name).await
     })

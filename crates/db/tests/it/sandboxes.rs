@@ -111,7 +111,7 @@ async fn an_ephemeral_sandbox_can_be_kept() {
     let new = NewSandbox { ephemeral: true, ..sandbox("web", &[]) };
     let web = catalogue.insert_sandbox(&new).await.unwrap();
 
-    catalogue.keep_sandbox(web.id).await.unwrap();
+    catalogue.keep_sandboxes(&[web.id]).await.unwrap();
 
     let kept = catalogue.sandbox("web").await.unwrap().unwrap();
     assert_eq!((kept.ephemeral, kept.config_json), (false, web.config_json));

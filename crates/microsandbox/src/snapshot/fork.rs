@@ -1,10 +1,11 @@
 //! Forking: a running sandbox becomes several, in one pause.
 
-use microsandbox_runtime::SandboxDir;
+use microsandbox_db::SandboxId;
+use microsandbox_runtime::{SandboxDir, step};
 
 use super::{CHECKPOINT, Origin, UPPER, restore::Other, take::Saved};
 use crate::{
-    MicrosandboxResult, Sandbox, SandboxConfig,
+    MicrosandboxError, MicrosandboxResult, Sandbox, SandboxConfig, SandboxHandle,
     create::{self, Mode},
     home::Home,
     names,
@@ -25,28 +26,52 @@ pub(crate) async fn fork(
     // A draft that is never published: it goes when this is done, however that ends.
     let store = home.snapshots();
     let draft = on_thread("take-fork", move || saved.into_draft(&store)).await?;
+    step::reached("fork.taken");
     let other = Other {
         name: parent.name.clone(),
         definition: parent.clone(),
         upper: draft.path().join(UPPER),
         saved: Some(draft.path().join(CHECKPOINT)),
     };
-    let mut children: Vec<Sandbox> = Vec::new();
-    for name in names {
-        match create::create_from(child(parent, name), Mode::Attached, other.clone().into()).await {
-            Ok(child) => children.push(child),
-            Err(error) => {
-                take_back(children).await;
-                return Err(error);
+    let definitions = names.into_iter().map(|name| child(parent, name));
+    let mut children = Vec::new();
+    let making = async {
+        make(home, definitions, &other, &mut children).await?;
+        if mode == Mode::Detached {
+            for child in &children {
+                child.release().await?;
             }
         }
-    }
-    if mode == Mode::Detached {
-        for child in &children {
-            child.release().await?;
+        Ok(())
+    };
+    let made = making.await;
+    match made {
+        Ok(()) => Ok(children),
+        Err(error) => {
+            take_back(home, children).await;
+            Err(error)
         }
     }
-    Ok(children)
+}
+
+/// Puts the children into `children`. All of them are kept at once: those of a process that dies
+/// before go with it.
+async fn make(
+    home: &Home,
+    definitions: impl Iterator<Item = SandboxConfig>,
+    other: &Other,
+    children: &mut Vec<Sandbox>,
+) -> MicrosandboxResult<()> {
+    let mut ids: Vec<SandboxId> = Vec::new();
+    for definition in definitions {
+        let (child, id) = create::create_unkept(definition, other.clone().into()).await?;
+        children.push(child);
+        ids.push(id);
+        step::reached("fork.child");
+    }
+    home.catalogue().await?.keep_sandboxes(&ids).await?;
+    step::reached("fork.kept");
+    Ok(())
 }
 
 /// The definition of a child: its parent's under another name, which is the machine's, too.
@@ -62,11 +87,17 @@ fn child(parent: &SandboxConfig, name: String) -> SandboxConfig {
 }
 
 /// Removes the children that there are already.
-async fn take_back(children: Vec<Sandbox>) {
+async fn take_back(home: &Home, children: Vec<Sandbox>) {
     for child in children {
         let removed = async {
             child.kill().await?;
-            Sandbox::remove(child.name()).await
+            match Sandbox::remove(child.name()).await {
+                // One that was not kept yet.
+                Err(MicrosandboxError::SandboxNotFound(name)) => {
+                    SandboxHandle::clear_away(home, &name).await
+                }
+                removed => removed,
+            }
         };
         if let Err(error) = removed.await {
             tracing::warn!(%error, sandbox = child.name(), "a child stays");
