@@ -129,6 +129,11 @@ impl Options {
         ephemeral: bool,
     ) -> anyhow::Result<SandboxConfig> {
         let found = Snapshot::open(snapshot)?;
+        let is_other_machine = self.cpus.is_some_and(|cpus| cpus != found.cpus())
+            || self.memory.is_some_and(|memory| memory.0 != found.memory_mib());
+        if found.is_full() && is_other_machine {
+            bail!("a machine that goes on keeps its processors and its memory");
+        }
         let builder = Sandbox::builder(name)
             .from_snapshot(snapshot)
             .cpus(found.cpus())

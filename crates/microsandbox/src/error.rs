@@ -211,6 +211,9 @@ impl MicrosandboxError {
         match self {
             Self::BootStart { err, .. } => err.hint.clone(),
             Self::Database(source) => source.hint(),
+            Self::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Some("make room on the file system that holds MSB_HOME".into())
+            }
             Self::Image(source) => source.hint(),
             Self::ProgramNotFound => Some(
                 "call microsandbox::reexec::init() first in main, or install msb with `cargo xtask \

@@ -46,4 +46,9 @@ pub enum Outcome {
         /// How long the guest stood still for it, microseconds.
         still_us: u64,
     },
+    /// The host's disk has no room for it. The sandbox is as it was.
+    DiskFull {
+        /// What could not be written.
+        detail: String,
+    },
 }

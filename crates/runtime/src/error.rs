@@ -42,6 +42,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The host's disk has no room for what was asked for. The sandbox is as it was.
+    #[error("{action} the sandbox: {detail}")]
+    DiskFull {
+        /// Verb of the operation.
+        action: &'static str,
+        /// What could not be written.
+        detail: String,
+    },
     /// A command could not be started in the guest.
     #[error("start {program:?} in the guest: {:?} on {:?} (errno {})", failed.failure, failed.object, failed.errno)]
     Exec {
@@ -219,6 +227,9 @@ impl Error {
                 "mend what `msb doctor` says of it, or do without: MSB_CONFINEMENT=auto".into(),
             ),
             Self::Boot { record, .. } => record.reason.hint(),
+            Self::DiskFull { .. } => {
+                Some("make room on the file system that holds MSB_HOME".into())
+            }
             _ => None,
         }
     }

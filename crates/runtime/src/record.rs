@@ -280,6 +280,11 @@ impl EndReason {
                 "make room on the file system that holds MSB_HOME; nothing else was lost".into(),
             ),
             Self::GuestOutOfMemory { .. } => Some("give the sandbox more memory".into()),
+            Self::BootFailed { step: BootStep::Restore, .. } => Some(
+                "a saved machine goes on only with the guest, the VMM and the processor that it was \
+                 saved with"
+                    .into(),
+            ),
             Self::BootFailed { .. } | Self::KernelPanic { .. } => {
                 Some("the console's last lines say more; try more memory or `msb doctor`".into())
             }

@@ -108,7 +108,7 @@ impl Error {
                 Some("use a newer version of microsandbox".into())
             }
             Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Some("make room on the file system that holds MSB_HOME".into())
+                Some("make room on the file system that the snapshot goes to".into())
             }
             error if error.is_damage() => Some(
                 "it cannot be restored; import it again where there is an archive of it".into(),

@@ -1,16 +1,16 @@
 //! Ends that nobody planned: msb killed, interrupted, or its sandbox gone from under it.
 
 use std::{
-    fs,
-    path::PathBuf,
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use rustix::process::{Signal, kill_process};
 
-use crate::home::{Home, Running, wait_for_end};
+use crate::{
+    disk::SmallDisk,
+    home::{Home, Running, wait_for_end},
+};
 
 /// Longest wait for a supervisor.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -120,36 +120,10 @@ fn killed_supervisor_is_told_and_the_sandbox_can_be_used_again() {
     assert_eq!(home.residue(), Vec::<String>::new());
 }
 
-/// A small file system for the sandboxes of a home.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(home: &Home) -> Self {
-        let path = home.path().join("sandboxes");
-        fs::create_dir_all(&path).unwrap();
-        let disk = Self(path);
-        disk.mount_with("size=16M");
-        disk
-    }
-
-    fn mount_with(&self, options: &str) {
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", options, "msb-test"]).arg(&self.0);
-        assert!(mount.status().unwrap().success(), "tests run as root");
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a test that fails leaves processes with files on it.
-        let _unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn full_disk_of_the_host_is_told_and_loses_nothing_that_was_synced() {
     let home = Home::with_busybox();
-    let disk = SmallDisk::mount(&home);
+    let disk = SmallDisk::mount(home.path().join("sandboxes"), "16M");
     home.check(&["create", "-q", "--name", "a", "busybox"], 0, "a\n", "");
     home.check(&["exec", "a", "--", "sh", "-c", "echo kept > /root/f; sync"], 0, "", "");
     let fill = "dd if=/dev/zero of=/root/x bs=1M count=40 2>/dev/null; sync; touch /root/y";
@@ -161,7 +135,7 @@ fn full_disk_of_the_host_is_told_and_loses_nothing_that_was_synced() {
     assert_eq!(refused.code, 125);
     assert!(refused.stderr.contains("the host's disk is full: "), "{refused:?}");
     assert!(refused.stderr.contains("\nhint: make room "), "{refused:?}");
-    disk.mount_with("remount,size=128M");
+    disk.resize("128M");
     home.check(&["start", "-q", "a"], 0, "a\n", "");
     home.check(&["exec", "a", "--", "cat", "/root/f"], 0, "kept\n", "");
     home.check(&["rm", "-f", "a"], 0, "a\n", "");

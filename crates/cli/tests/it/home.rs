@@ -38,6 +38,11 @@ fn prepared(name: &str) -> PathBuf {
     PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run `cargo xtask test`")))
 }
 
+/// The folder of the guest that homes have.
+pub(crate) fn guest() -> PathBuf {
+    prepared(MSB_TEST_GUEST)
+}
+
 /// The OCI layout of a test image.
 pub(crate) fn layout(name: &str) -> PathBuf {
     prepared(MSB_TEST_IMAGES).join(name)

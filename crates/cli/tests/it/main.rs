@@ -7,6 +7,7 @@
 mod causes;
 mod contention;
 mod copies;
+mod disk;
 mod doctor;
 mod documents;
 mod ends;
@@ -16,6 +17,7 @@ mod images;
 mod jobs;
 mod lifecycle;
 mod logs;
+mod machines;
 mod pulls;
 mod reading;
 mod refusals;

@@ -437,6 +437,7 @@ fn messages_of_the_link_keep_their_bytes() {
     check(1, 1, &Concluded { outcome: Outcome::Failed { detail: text("late") } });
     check(0, 1, &Save { folder: text("s-1a") });
     check(3, 1, &Concluded { outcome: Outcome::Saved { still_us: 300 } });
+    check(4, 1, &Concluded { outcome: Outcome::DiskFull { detail: text("late") } });
     check(2, 1, &Concluded { outcome: Outcome::Unsupported { vmm: text("libkrun") } });
     check(0, 0, &Ended { exit_record: text("{}") });
 }

@@ -35,7 +35,7 @@ impl AgentClient {
     /// the guest stood still. The folder is the caller's to take away while it stays connected.
     ///
     /// # Errors
-    /// As [`AgentClient::pause`].
+    /// As [`AgentClient::pause`], and [`Error::DiskFull`].
     ///
     /// # Cancel safety
     /// It may be saved all the same; the folder goes when the connection does.
@@ -63,6 +63,7 @@ impl AgentClient {
             let malformed = |source| Error::Protocol { peer: "supervisor", source };
             return match Concluded::from_frame(&frame).map_err(malformed)?.outcome {
                 done @ (Outcome::Done | Outcome::Saved { .. }) => Ok(done),
+                Outcome::DiskFull { detail } => Err(Error::DiskFull { action, detail }),
                 Outcome::Failed { detail } => Err(Error::Standstill { action, detail }),
                 Outcome::Unsupported { vmm } => Err(Error::Incapable { action, vmm }),
             };

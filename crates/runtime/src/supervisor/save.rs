@@ -25,9 +25,10 @@ use tokio::{
 };
 
 use crate::{
-    checkpoint::{SavedVm, Shape, StoredVm},
+    checkpoint::{CheckpointError, SavedVm, Shape, StoredVm},
     error::explained,
     link::FrameSender,
+    step,
     vmm::qemu::qmp::Qmp,
 };
 
@@ -54,21 +55,40 @@ pub(super) struct SaveOrder {
     pub(super) held: oneshot::Receiver<()>,
 }
 
+/// Why a machine was not saved.
+#[derive(Debug)]
+pub(super) struct Unsaved {
+    pub(super) detail: String,
+    /// It is the host's disk that has no room.
+    pub(super) disk_full: bool,
+}
+
+impl From<String> for Unsaved {
+    fn from(detail: String) -> Self {
+        Self { detail, disk_full: false }
+    }
+}
+
 /// Saves the machine; gives how long the guest stood still. It goes on in any case, and a failure
 /// leaves no folder.
-pub(super) async fn save(mut order: SaveOrder) -> Result<Duration, String> {
+pub(super) async fn save(mut order: SaveOrder) -> Result<Duration, Unsaved> {
     let made = DirBuilder::new().mode(0o700).create(&order.into);
-    made.map_err(|error| format!("make {}: {error}", order.into.display()))?;
+    made.map_err(|source| {
+        not_written(&CheckpointError::Write { path: order.into.clone(), source })
+    })?;
     let saved = order.save().await;
     let still = order.go_on(saved.is_ok()).await;
     let sealed = match (saved, still) {
         (Ok((began, stored)), Ok(until)) => {
             let shape = order.shape.clone();
-            let seal = move || stored.seal(shape).map_err(|error| explained(&error));
-            let sealed = spawn_blocking(seal).await.map_err(|error| error.to_string());
-            sealed.and_then(|sealed| sealed).map(|_| until.duration_since(began))
+            let sealed = spawn_blocking(move || stored.seal(shape)).await;
+            let sealed = sealed.map_err(|error| Unsaved::from(error.to_string()));
+            sealed
+                .and_then(|sealed| sealed.map_err(|error| not_written(&error)))
+                .map(|_| until.duration_since(began))
         }
-        (Err(why), _) | (Ok(_), Err(why)) => Err(why),
+        (Err(why), _) => Err(why),
+        (Ok(_), Err(why)) => Err(why.into()),
     };
     sealed.inspect_err(|_| remove(&order.into))
 }
@@ -85,7 +105,7 @@ pub(super) fn remove(folder: &Path) {
 
 impl SaveOrder {
     /// Gives when the guest began to stand still, and what it was then.
-    async fn save(&mut self) -> Result<(Instant, StoredVm), String> {
+    async fn save(&mut self) -> Result<(Instant, StoredVm), Unsaved> {
         let told = |error: crate::vmm::qemu::qmp::QmpError| error.to_string();
         if self.is_paused {
             // Only a guest that runs can hold its link.
@@ -95,21 +115,24 @@ impl SaveOrder {
         self.agent.hold();
         let held = timeout(HELD_WITHIN, &mut self.held).await;
         if !matches!(held, Ok(Ok(()))) {
-            return Err("the agent does not hold its link: it is older, or the guest hangs".into());
+            let why = "the agent does not hold its link: it is older, or the guest hangs";
+            return Err(why.to_owned().into());
         }
         let began = Instant::now();
         self.qmp.pause().await.map_err(told)?;
         let devices = self.qmp.save_devices().await.map_err(told)?;
+        step::reached("save.still");
         let (memory, into) = (Arc::clone(&self.memory), self.into.clone());
         let stored = spawn_blocking(move || {
             let vm = SavedVm { memory: &memory, devices: &devices, upper: None };
-            StoredVm::write(&into, &vm).map_err(|error| explained(&error))
+            StoredVm::write(&into, &vm).map_err(|error| not_written(&error))
         });
         let (upper, to) = (self.upper.clone(), self.into.join(UPPER));
         let disk = spawn_blocking(move || copy_disk(&upper, &to));
         let (stored, disk) = tokio::join!(stored, disk);
         let stored = stored.map_err(|error| error.to_string())??;
         disk.map_err(|error| error.to_string())??;
+        step::reached("save.written");
         Ok((began, stored))
     }
 
@@ -134,10 +157,18 @@ impl SaveOrder {
     }
 }
 
-fn copy_disk(from: &Path, to: &Path) -> Result<(), String> {
+fn copy_disk(from: &Path, to: &Path) -> Result<(), Unsaved> {
     let copy = || {
         let new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
         clone_file(&File::open(from)?, &new)
     };
-    copy().map_err(|error| format!("copy {}: {error}", from.display()))
+    copy().map_err(|source| not_written(&CheckpointError::Write { path: to.to_owned(), source }))
+}
+
+fn not_written(error: &CheckpointError) -> Unsaved {
+    let disk_full = matches!(
+        error,
+        CheckpointError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull
+    );
+    Unsaved { detail: explained(error), disk_full }
 }

@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     machine::Machine,
     relay::{ClientId, owner},
-    save::{self, SaveOrder, save},
+    save::{self, SaveOrder, Unsaved, save},
 };
 use crate::{SandboxDir, checkpoint::Shape};
 
@@ -133,9 +133,14 @@ impl Standstill {
                     held,
                 };
                 tokio::spawn(async move {
-                    let still = save(order).await?;
-                    let still_us = u64::try_from(still.as_micros()).unwrap_or(u64::MAX);
-                    Ok(Outcome::Saved { still_us })
+                    Ok(match save(order).await {
+                        Ok(still) => {
+                            let still_us = u64::try_from(still.as_micros()).unwrap_or(u64::MAX);
+                            Outcome::Saved { still_us }
+                        }
+                        Err(Unsaved { detail, disk_full: true }) => Outcome::DiskFull { detail },
+                        Err(Unsaved { detail, disk_full: false }) => Outcome::Failed { detail },
+                    })
                 })
             }
         };
