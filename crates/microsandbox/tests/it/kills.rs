@@ -44,7 +44,7 @@ enum Victim {
     Vmm,
 }
 
-/// What an ordinary command finds afterwards.
+/// What an ordinary command finds afterwards: of the sandbox, or of the children of a fork.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
     /// No sandbox of that name.
@@ -94,7 +94,19 @@ const CASES: &[Case] = &[
     ("snapshot", "snapshot.copied", &[(Owner, Old)]),
     ("save", "snapshot.saved", &[(Owner, Old), (Supervisor, Old), (Vmm, Old)]),
     ("save", "snapshot.moved", &[(Owner, Old)]),
+    ("saving", "save.still", &[(Owner, Old), (Supervisor, Old), (Vmm, Old)]),
+    ("saving", "save.written", &[(Owner, Old), (Supervisor, Old), (Vmm, Old)]),
     ("restore", "create.formatted", &[(Owner, Nothing)]),
+    ("revive", "create.formatted", &[(Owner, Nothing)]),
+    ("revive", "supervisor.vmm", &[(Owner, Nothing), (Supervisor, Nothing), (Vmm, Nothing)]),
+    ("revive", "supervisor.hello", &[(Owner, Nothing), (Supervisor, Nothing), (Vmm, Nothing)]),
+    ("revive", "create.booted", &[(Owner, Nothing), (Supervisor, New), (Vmm, New)]),
+    ("fork", "snapshot.saved", &[(Owner, Nothing), (Supervisor, Either), (Vmm, Either)]),
+    ("fork", "fork.taken", &[(Owner, Nothing)]),
+    ("fork", "supervisor.vmm", &[(Owner, Nothing), (Supervisor, Nothing), (Vmm, Nothing)]),
+    ("fork", "supervisor.hello", &[(Owner, Nothing), (Supervisor, Nothing), (Vmm, Nothing)]),
+    ("fork", "fork.child", &[(Owner, Nothing), (Supervisor, Either), (Vmm, Either)]),
+    ("fork", "fork.kept", &[(Owner, New)]),
 ];
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -132,11 +144,12 @@ async fn survive(
         .spawn()?;
     let mut owner = Guard { owner, name };
     let owner = &mut owner.owner;
-    let stopped = stopped_process(owner, name).await?;
+    let subject = subject(operation, name, step);
+    let stopped = stopped_process(owner, &subject).await?;
     let killed = match victim {
         Owner => owner.id(),
-        Supervisor => supervisor(name)?,
-        Vmm => only_child(supervisor(name)?)?,
+        Supervisor => supervisor(&subject)?,
+        Vmm => only_child(supervisor(&subject)?)?,
     };
     signal("KILL", killed)?;
     if killed != stopped {
@@ -144,9 +157,14 @@ async fn survive(
     }
     // It may fail, and say so; what it must not do is to hang.
     eventually("the end of the owner", async || Ok(owner.try_wait()?.is_some())).await?;
+    if operation == "fork" {
+        return after_fork(name, found, victim == Owner || subject != name).await;
+    }
     match (operation, victim) {
         // It goes on for whoever comes next.
-        ("exec" | "save", Owner) => {}
+        ("exec" | "save" | "saving", Owner) => {
+            ensure!(find(name).await?.is_some_and(|found| found.status().is_alive()));
+        }
         // Whether it had asked is not known; asking again is what one does.
         ("stop", Owner) => Sandbox::get(name).await?.stop().await?,
         _ => {
@@ -168,14 +186,70 @@ async fn survive(
         (Some(handle), Old | New | Either) => use_again(&handle, found == Old).await?,
         (handle, _) => bail!("found {handle:?}"),
     }
-    if matches!(operation, "snapshot" | "save" | "restore") {
+    if matches!(operation, "snapshot" | "save" | "saving" | "restore" | "revive") {
         no_snapshot_is_left(name).await?;
     }
     clear_away(name).await
 }
 
-/// Removes the snapshot, if there is one, and looks for halves of one.
+/// Whose processes are killed: those of the sandbox, or of the first child of a fork that has begun to
+/// make children.
+fn subject(operation: &str, name: &str, step: &str) -> String {
+    match (operation, step) {
+        ("fork", "snapshot.saved" | "fork.taken" | "fork.kept") => name.to_owned(),
+        ("fork", _) => children(name)[0].clone(),
+        _ => name.to_owned(),
+    }
+}
+
+fn children(name: &str) -> [String; 2] {
+    [1, 2].map(|number| format!("{name}-{number}"))
+}
+
+/// The parent is as it was, there are both children or none, and it can be forked again.
+async fn after_fork(name: &str, found: Found, parent_lives: bool) -> Result<()> {
+    let handle = Sandbox::get(name).await?;
+    if !parent_lives {
+        timeout(DEADLINE, handle.wait_until_stopped()).await.context("wait for its end")??;
+        Sandbox::start_detached(name).await?;
+    }
+    let parent = Sandbox::get(name).await?.connect().await.context("the parent runs")?;
+    ensure!(parent.shell("cat /root/kept").await?.stdout()? == "kept\n");
+    let mut there = 0;
+    for child in children(name) {
+        // Its supervisor hears of the end of its owner when that is over.
+        if let Some(ending) = find(&child).await? {
+            timeout(DEADLINE, ending.wait_until_stopped()).await.context("wait for its end")??;
+        }
+        there += usize::from(find(&child).await?.is_some());
+    }
+    match (there, found) {
+        (0, Nothing | Either) => drop(parent.fork(children(name)).await.context("fork again")?),
+        (2, New | Either) => {}
+        (there, _) => bail!("{there} children of two"),
+    }
+    no_snapshot_is_left(name).await?;
+    for child in children(name) {
+        Sandbox::get(&child).await?.wait_until_stopped().await?;
+        let started = Sandbox::start(&child).await?;
+        ensure!(started.shell("cat /root/kept").await?.stdout()? == "kept\n");
+        clear_away(&child).await?;
+    }
+    clear_away(name).await
+}
+
+/// Removes the snapshot, which is whole if there is one, and looks for halves of one and for machines
+/// that were saved.
 async fn no_snapshot_is_left(name: &str) -> Result<()> {
+    if let Ok(snapshot) = Snapshot::get(name) {
+        snapshot.verify().await?;
+    }
+    eventually("no saved machine", async || {
+        let left = fs::read_dir(directory(name)).into_iter().flatten().flatten();
+        let mut names = left.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        Ok(!names.any(|name| name.starts_with("saved-")))
+    })
+    .await?;
     match Snapshot::remove(name).await {
         Ok(()) | Err(MicrosandboxError::SnapshotNotFound(_)) => {}
         Err(error) => return Err(error.into()),
@@ -197,8 +271,10 @@ impl Drop for Guard<'_> {
     fn drop(&mut self) {
         let _gone = self.owner.kill();
         let _reaped = self.owner.wait();
-        for pid in processes_of(self.name).unwrap_or_default() {
-            let _gone = signal("KILL", pid);
+        for name in children(self.name).iter().map(String::as_str).chain([self.name]) {
+            for pid in processes_of(name).unwrap_or_default() {
+                let _gone = signal("KILL", pid);
+            }
         }
     }
 }
@@ -213,12 +289,21 @@ async fn set_up(operation: &str, name: &str) -> Result<()> {
     let used = used_disk().await?;
     let copied = Command::new("cp").arg("--sparse=always").arg(used).arg(disk).status()?;
     ensure!(copied.success(), "copy a disk");
-    if matches!(operation, "exec" | "save" | "stop" | "replace") {
-        Sandbox::start_detached(name).await?;
-    }
-    if operation == "restore" {
-        Sandbox::get(name).await?.snapshot(name).await?;
-        Sandbox::remove(name).await?;
+    match operation {
+        "exec" | "fork" | "save" | "stop" | "replace" => {
+            Sandbox::start_detached(name).await?;
+        }
+        "restore" => {
+            Sandbox::get(name).await?.snapshot(name).await?;
+            Sandbox::remove(name).await?;
+        }
+        "revive" => {
+            let running = Sandbox::start(name).await?;
+            Snapshot::builder(name).from_sandbox(name).full().create().await?;
+            running.kill().await?;
+            Sandbox::remove(name).await?;
+        }
+        _ => {}
     }
     Ok(())
 }
@@ -258,10 +343,16 @@ async fn operate(operation: &str, name: &str) -> Result<()> {
         "replace" => drop(sandbox(name).replace().create().await?),
         "remove" => Sandbox::remove(name).await?,
         "snapshot" => drop(Sandbox::get(name).await?.snapshot(name).await?),
-        "save" => {
+        // Of a sandbox whose supervisor does not stop at the step, or whose does.
+        "save" | "saving" => {
+            if operation == "saving" {
+                Sandbox::start_detached(name).await?;
+            }
             let whole = Snapshot::builder(name).from_sandbox(name).full();
             drop(whole.create().await?);
         }
+        "revive" => drop(Sandbox::builder(name).from_snapshot(name).create().await?),
+        "fork" => drop(Sandbox::get(name).await?.connect().await?.fork(children(name)).await?),
         "restore" => drop(Sandbox::builder(name).from_snapshot(name).memory(192).create().await?),
         other => bail!("no operation is called {other}"),
     }
