@@ -4,16 +4,20 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     os::unix::fs::FileExt,
-    path::Path,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use microsandbox::{MicrosandboxError, Sandbox, SandboxStatus, Snapshot};
+use microsandbox::{
+    MicrosandboxError, PullProgress, Sandbox, SandboxStatus, Snapshot, env, image::Image,
+};
 
 use crate::{
-    directory,
-    lifecycle::{eventually, judge_ext4},
+    MSB_TEST_IMAGES, directory,
+    lifecycle::{end_at_once, eventually, judge_ext4},
     processes, sandbox,
     snapshots::snapshots_left,
     trial,
@@ -26,6 +30,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("machines::children_go_on_from_where_their_parent_is", forked),
         trial("machines::all_children_or_none", all_or_none),
         trial("machines::a_damaged_one_never_goes_on", damaged),
+        trial("machines::one_that_ends_at_once_loses_nothing", ended_at_once),
+        trial("machines::a_python_process_goes_on_in_all_of_them", python),
     ]
 }
 
@@ -57,7 +63,7 @@ async fn goes_on(sandbox: &Sandbox, before: &(String, u64)) -> Result<()> {
 /// What no two machines may have in common.
 async fn identity(sandbox: &Sandbox) -> Result<Vec<String>> {
     let script = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id; \
-                  head -c 32 /dev/urandom | hexdump -C | head -2";
+                  head -c 32 /dev/urandom | od -An -tx1";
     let text = sandbox.shell(script).await?.stdout()?;
     let lines: Vec<String> = text.lines().map(str::to_owned).collect();
     ensure!(lines.len() == 5, "{text}");
@@ -176,30 +182,124 @@ async fn all_or_none() -> Result<()> {
     put_away(&parent).await
 }
 
-/// Changes one byte in the middle of a file.
+type Harm = fn(&Path) -> Result<()>;
+
+/// Changes one byte near the begin of a file, where it is no hole; a second time changes it back.
 fn flip(path: &Path) -> Result<()> {
+    const AT: u64 = 1080;
     let file = File::options().read(true).write(true).open(path)?;
-    let middle = file.metadata()?.len() / 2;
+    let at = AT.min(file.metadata()?.len() / 2);
     let mut byte = [0];
-    file.read_exact_at(&mut byte, middle)?;
-    file.write_all_at(&[byte[0] ^ 1], middle)?;
+    file.read_exact_at(&mut byte, at)?;
+    file.write_all_at(&[byte[0] ^ 1], at)?;
     Ok(())
+}
+
+fn cut(path: &Path) -> Result<()> {
+    let file = File::options().write(true).open(path)?;
+    Ok(file.set_len(file.metadata()?.len() - 1)?)
 }
 
 async fn damaged() -> Result<()> {
     let original = keeper("mender").await?;
     let before = told(&original).await?;
-    for part in ["memory", "devices", "checkpoint.json"] {
-        let taken =
-            Snapshot::builder("torn").from_sandbox("mender").full().force().create().await?;
-        flip(&taken.path().join("checkpoint").join(part))?;
-        let refused = Sandbox::builder("mended").from_snapshot("torn").create().await;
-        let refused = refused.map(|sandbox| sandbox.name().to_owned());
-        ensure!(matches!(refused, Err(MicrosandboxError::SnapshotIntegrity(_))), "{refused:?}");
-        ensure!(!directory("mended").exists());
+    let taken = Snapshot::builder("torn").from_sandbox("mender").full().create().await?;
+    let harms: [(&str, Harm); 2] = [("flipped", flip), ("cut", cut)];
+    for part in ["upper.ext4", "memory", "devices", "checkpoint.json"] {
+        for (what, harm) in harms {
+            refused_when(&taken, part, harm).await.with_context(|| format!("{part} {what}"))?;
+        }
     }
-    goes_on(&original, &before).await?;
+    // It says what the others must be; that it is another one only its id tells.
+    refused_when(&taken, "snapshot.json", cut).await?;
+    let restored = Sandbox::builder("mended").from_snapshot("torn").create().await?;
+    for sandbox in [&restored, &original] {
+        goes_on(sandbox, &before).await?;
+        put_away(sandbox).await?;
+    }
     Snapshot::remove("torn").await?;
     ensure!(!snapshots_left().contains(&"torn".to_owned()));
-    put_away(&original).await
+    Ok(())
+}
+
+/// Nobody restores or believes a snapshot with that harm done to a part, which is undone again.
+async fn refused_when(taken: &Snapshot, part: &str, harm: Harm) -> Result<()> {
+    let parts = [taken.path().join(part), taken.path().join("checkpoint").join(part)];
+    let path = parts.into_iter().find(|path| path.exists()).context("the part is there")?;
+    let aside = taken.path().join("aside");
+    copy(&path, &aside)?;
+    harm(&path)?;
+    let verified = match Snapshot::get("torn") {
+        Ok(opened) => opened.verify().await,
+        Err(error) => Err(error),
+    };
+    let restored = Sandbox::builder("mended").from_snapshot("torn").create().await.map(drop);
+    for attempt in [verified, restored] {
+        let Err(MicrosandboxError::SnapshotIntegrity(message)) = attempt else {
+            anyhow::bail!("{attempt:?}");
+        };
+        ensure!(message.contains(part), "{message}");
+    }
+    ensure!(!directory("mended").exists());
+    Ok(fs::rename(&aside, &path)?)
+}
+
+/// With its holes.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let copied = Command::new("cp").arg("--sparse=always").args([from, to]).status()?;
+    ensure!(copied.success(), "copy {}", from.display());
+    Ok(())
+}
+
+async fn ended_at_once() -> Result<()> {
+    let original = keeper("brief-keeper").await?;
+    Snapshot::builder("brief-kept").from_sandbox("brief-keeper").full().create().await?;
+    original.stop().await?;
+    Sandbox::get("brief-keeper").await?.snapshot("brief-disk").await?;
+    for snapshot in ["brief-kept", "brief-disk"] {
+        end_at_once(snapshot, async |name| {
+            let restored = Sandbox::builder(name).from_snapshot(snapshot).memory(192);
+            Ok(restored.create().await?)
+        })
+        .await?;
+        Snapshot::remove(snapshot).await?;
+    }
+    Ok(Sandbox::remove("brief-keeper").await?)
+}
+
+/// As [`KEEPER`], in Python, which has all of it in memory.
+const PYTHON_KEEPER: &str = r#"
+import os, time, uuid
+secret, count = uuid.uuid4().hex, 0
+while True:
+    count += 1
+    with open("/root/told.new", "w") as file:
+        file.write(f"{secret} {count}\n")
+    os.rename("/root/told.new", "/root/told")
+    time.sleep(0.01)
+"#;
+
+async fn python() -> Result<()> {
+    let layout = env::read(MSB_TEST_IMAGES).context("`prepare` has found the images")?;
+    let layout = PathBuf::from(layout).join("debian-py");
+    Image::load(&layout, Some("debian-py"), Arc::new(|_: PullProgress| {})).await?;
+    let original = Sandbox::builder("py").image("debian-py").memory(256).create().await?;
+    original.exec_detached("python3", ["-c", PYTHON_KEEPER]).await?;
+    eventually("the keeper", async || Ok(told(&original).await.is_ok())).await?;
+    let before = told(&original).await?;
+    Snapshot::builder("py").from_sandbox("py").full().create().await?;
+    let restored = ["py-restored-1", "py-restored-2"];
+    let mut all = original.fork(["py-forked-1", "py-forked-2"]).await?;
+    for name in restored {
+        all.push(Sandbox::builder(name).from_snapshot("py").create().await?);
+    }
+    all.push(original);
+    for sandbox in &all {
+        goes_on(sandbox, &before).await.with_context(|| sandbox.name().to_owned())?;
+    }
+    all_differ(&all.iter().collect::<Vec<_>>()).await?;
+    for sandbox in &all {
+        put_away(sandbox).await?;
+    }
+    Ok(Snapshot::remove("py").await?)
 }

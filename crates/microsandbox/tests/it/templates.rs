@@ -15,7 +15,7 @@ use microsandbox::{BootMode, ColdReason, Origin, Sandbox, SandboxBuilder, env};
 
 use crate::{
     directory,
-    lifecycle::{eventually, judge_ext4, processes_of},
+    lifecycle::{end_at_once, eventually, judge_ext4, processes_of},
     sandbox, trial,
 };
 
@@ -25,6 +25,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("templates::no_two_starts_are_alike", no_two_alike),
         trial("templates::a_damaged_one_is_replaced", damaged_is_replaced),
         trial("templates::another_shape_has_another", another_shape),
+        trial("templates::eight_processors_go_on_in_one", eight_processors),
+        trial("templates::a_machine_that_ends_at_once_loses_nothing", ended_at_once),
         trial("templates::a_known_image_starts_with_its_root_mounted", known_image),
         trial("templates::a_damaged_one_of_an_image_is_replaced", damaged_image),
         trial("templates::a_killed_build_is_taken_up_by_the_next", killed_build),
@@ -139,21 +141,15 @@ const TURNS: usize = 5;
 
 async fn no_two_alike() -> Result<()> {
     built("alike", 194).await?;
-    let lanes = (0..LANES).map(|lane| {
-        tokio::spawn(async move {
-            let mut seen = Vec::new();
-            for turn in 0..TURNS {
-                seen.push(identity(&format!("alike-{lane}-{turn}")).await?);
-            }
-            anyhow::Ok(seen)
-        })
-    });
-    let lanes: Vec<_> = lanes.collect();
-    let mut all: Vec<Vec<String>> = Vec::new();
-    for lane in lanes {
-        all.extend(lane.await??);
+    // From the machine's template, until that of the image is there.
+    let mut all = starts("alike").await?;
+    wait_for_template(194, Of::Image).await?;
+    for (identity, came) in starts("alike-image").await? {
+        ensure!(matches!(came, Origin::ImageTemplate { .. }), "{came:?}");
+        all.push((identity, came));
     }
-    ensure!(all.len() == LANES * TURNS);
+    ensure!(all.len() == 2 * LANES * TURNS);
+    let all: Vec<_> = all.into_iter().map(|(identity, _)| identity).collect();
     for (part, name) in ["randomness", "machine id", "boot id", "host name"].iter().enumerate() {
         let values: BTreeSet<_> = all.iter().map(|identity| &identity[part]).collect();
         ensure!(values.len() == all.len(), "the same {name} twice: {values:?}");
@@ -161,8 +157,25 @@ async fn no_two_alike() -> Result<()> {
     Ok(())
 }
 
+async fn starts(name: &'static str) -> Result<Vec<(Vec<String>, Origin)>> {
+    let lanes = (0..LANES).map(|lane| {
+        tokio::spawn(async move {
+            let mut seen = Vec::new();
+            for turn in 0..TURNS {
+                seen.push(identity(&format!("{name}-{lane}-{turn}")).await?);
+            }
+            anyhow::Ok(seen)
+        })
+    });
+    let mut all = Vec::new();
+    for lane in lanes.collect::<Vec<_>>() {
+        all.extend(lane.await??);
+    }
+    Ok(all)
+}
+
 /// What tells a sandbox from its siblings, its first random bytes read before anything else.
-async fn identity(name: &str) -> Result<Vec<String>> {
+async fn identity(name: &str) -> Result<(Vec<String>, Origin)> {
     let sandbox = shaped(name, 194).ephemeral(true).create().await?;
     let came = origin(&sandbox).await?;
     ensure!(!matches!(came, Origin::Cold { .. }), "{came:?}");
@@ -172,7 +185,7 @@ async fn identity(name: &str) -> Result<Vec<String>> {
     let told: Vec<String> = told.lines().map(str::to_owned).collect();
     ensure!(told.len() == 4 && told[0].len() == 64, "{told:?}");
     sandbox.kill().await?;
-    Ok(told)
+    Ok((told, came))
 }
 
 fn flip_a_byte(file: &Path) -> Result<()> {
@@ -223,6 +236,40 @@ async fn another_shape() -> Result<()> {
     ensure!(count == "3\n", "{count}");
     again.kill().await?;
     Ok(())
+}
+
+async fn eight_processors() -> Result<()> {
+    let eight = |name| shaped(name, 200).cpus(8).ephemeral(true);
+    eight("eight-first").create().await?.kill().await?;
+    wait_for_template(200, Of::Machine).await?;
+    let again = eight("eight-again").create().await?;
+    let came = origin(&again).await?;
+    ensure!(matches!(came, Origin::Template { .. }), "{came:?}");
+    // Each says on which processor it was (`proc_pid_stat(5)`) when it had counted.
+    let count = "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done; cut -d' ' -f39 /proc/$$/stat";
+    let script = format!(
+        "nproc; for mask in 1 2 4 8 10 20 40 80; do taskset $mask sh -c '{}' & done; wait",
+        count.replace('\'', "'\\''")
+    );
+    let told = again.shell(script).await?.stdout()?;
+    let (count, processors) = told.split_once('\n').context("a count")?;
+    let processors: BTreeSet<&str> = processors.lines().collect();
+    ensure!(count == "8" && processors == BTreeSet::from(EIGHT), "{told}");
+    again.kill().await?;
+    Ok(())
+}
+
+const EIGHT: [&str; 8] = ["0", "1", "2", "3", "4", "5", "6", "7"];
+
+async fn ended_at_once() -> Result<()> {
+    built("brief", 201).await?;
+    end_at_once("brief", async |name| {
+        let sandbox = shaped(name, 201).create().await?;
+        let came = origin(&sandbox).await?;
+        ensure!(!matches!(came, Origin::Cold { .. }), "{came:?}");
+        Ok(sandbox)
+    })
+    .await
 }
 
 /// Has the template of the image built, and gives its folder.
