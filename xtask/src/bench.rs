@@ -11,22 +11,32 @@ mod image;
 mod qemu;
 mod report;
 mod start;
+pub(crate) mod templates;
+mod timed;
 
 use anyhow::Result;
 
 use self::report::Report;
 use crate::cli::{BenchOptions, Scenario};
 
+/// Runs of each variant where none are asked for.
+const RUNS: usize = 15;
+
 /// Runs the scenario and reports it.
 pub(crate) fn run(options: &BenchOptions) -> Result<()> {
+    let default = match &options.scenario {
+        Scenario::Start { .. } => start::RUNS,
+        _ => RUNS,
+    };
+    let runs = options.runs.unwrap_or(default);
     let reports = match &options.scenario {
-        Scenario::Boot => vec![boot::run(options.runs)?],
-        Scenario::Cli => vec![cli::run(options.runs)?],
-        Scenario::Exec => exec::run(options.runs)?,
+        Scenario::Boot => vec![boot::run(runs)?],
+        Scenario::Cli => vec![cli::run(runs)?],
+        Scenario::Exec => exec::run(runs)?,
         Scenario::Floor { layout, into } => return image::floor(layout, into),
-        Scenario::Image => image::run(options.runs)?,
-        Scenario::Kernel { kernels } => vec![boot::compare_kernels(kernels, options.runs)?],
-        Scenario::Start => start::run(options.runs)?,
+        Scenario::Image => image::run(runs)?,
+        Scenario::Kernel { kernels } => vec![boot::compare_kernels(kernels, runs)?],
+        Scenario::Start { only } => start::run(only, runs)?,
         Scenario::Measure { report, command } => return image::measure(report, command),
     };
     reports.iter().for_each(Report::show);

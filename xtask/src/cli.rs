@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Everything about this repository that is more than a `cargo build`.
 #[derive(Debug, Parser)]
@@ -96,9 +96,26 @@ pub(crate) struct BenchOptions {
     /// Append the results to this file as JSON lines.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// Runs of each variant.
-    #[arg(short = 'n', long, global = true, value_name = "RUNS", default_value_t = 15)]
-    pub(crate) runs: usize,
+    /// Runs of each variant [default: 15; of `start`: 30].
+    #[arg(short = 'n', long, global = true, value_name = "RUNS")]
+    pub(crate) runs: Option<usize>,
+}
+
+/// Parts of the scenario `start`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StartPart {
+    /// From `create()` to ready, step by step: cold and from templates, confined and not.
+    Stages,
+    /// To the first output of `echo` and of Python.
+    Output,
+    /// Eight at once.
+    Together,
+    /// Resident and unshared memory of 1, 4 and 8 sandboxes.
+    Memory,
+    /// Snapshots of running machines of several sizes, and restores from them.
+    Snapshots,
+    /// Forks with 1 and 4 children.
+    Forks,
 }
 
 /// Options of `soak`.
@@ -132,6 +149,12 @@ pub(crate) enum Soaked {
         #[arg(long, value_name = "COUNT", default_value_t = 300)]
         count: usize,
     },
+    /// Starts from each template of one image, in eight lanes: no two may be alike.
+    Starts {
+        /// How many, from each.
+        #[arg(long, value_name = "COUNT", default_value_t = 200)]
+        count: usize,
+    },
 }
 
 /// What to measure.
@@ -159,8 +182,12 @@ pub(crate) enum Scenario {
         #[arg(required = true, value_name = "VMLINUX")]
         kernels: Vec<PathBuf>,
     },
-    /// From `create()` to ready, step by step: cold and from a template, confined and not.
-    Start,
+    /// Starts of every kind: steps, first output, memory, snapshots, forks; beside raw QEMU and gVisor.
+    Start {
+        /// Parts to measure; default is all.
+        #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+        only: Vec<StartPart>,
+    },
     /// Runs a program and writes what it took to a file; what `image` counts with.
     #[command(hide = true)]
     Measure {

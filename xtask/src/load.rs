@@ -7,7 +7,13 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::{cli::SetupOptions, fixtures, oci, process::Tool, setup, terminal, workspace};
+use crate::{
+    cli::SetupOptions,
+    fixtures, oci,
+    proc::{member, to_float},
+    process::Tool,
+    setup, terminal, workspace,
+};
 
 const IMAGE: &str = "load:latest";
 
@@ -96,7 +102,5 @@ impl Drop for Loaded {
 
 /// `VmRSS` of a `/proc/PID/status`.
 fn resident_mib(status: &str) -> f64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u32>().ok());
-    number.map_or(f64::NAN, |kib| f64::from(kib) / 1024.0)
+    to_float(member(status, "VmRSS:")) / 1024.0
 }

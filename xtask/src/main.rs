@@ -24,6 +24,7 @@ mod kernel;
 mod load;
 mod oci;
 mod one_file;
+mod proc;
 mod process;
 mod quickstart;
 mod setup;

@@ -5,7 +5,9 @@
 //! threads are counted before and after.
 
 mod idle;
+mod left;
 mod life;
+mod starts;
 
 use std::{
     collections::BTreeMap,
@@ -43,6 +45,7 @@ pub(crate) fn run(options: &SoakOptions) -> Result<()> {
         Soaked::Exec { count } => commands(count),
         Soaked::Idle { sandboxes, minutes } => idle::run(sandboxes, minutes),
         Soaked::Life { count } => life::run(count),
+        Soaked::Starts { count } => starts::run(count),
     }
 }
 

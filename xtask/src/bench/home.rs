@@ -1,8 +1,9 @@
 //! A home of the benchmarks' own: the product as it is installed, and a small image.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 
 use crate::{
     cli::SetupOptions,
@@ -12,8 +13,11 @@ use crate::{
     workspace,
 };
 
-/// Name of the image.
+/// Name of the small image.
 pub(crate) const IMAGE: &str = "bench:latest";
+
+/// Name of Debian with Python.
+pub(crate) const DEBIAN: &str = "bench-debian:latest";
 
 /// A home with everything that a start needs.
 #[derive(Debug)]
@@ -42,9 +46,32 @@ impl BenchHome {
         Ok(prepared)
     }
 
+    /// Loads [`DEBIAN`], once.
+    pub(crate) fn load_debian(&self) -> Result<()> {
+        let layout = fixtures::debian_py()?.join("debian-py");
+        if self.msb().args(["image", "inspect", DEBIAN]).succeeds()? {
+            return Ok(());
+        }
+        self.msb().args(["load", "-q", "-t", DEBIAN, "-i"]).arg(&layout).output().map(drop)
+    }
+
     /// The installed program, in this home.
     pub(crate) fn msb(&self) -> Tool {
         Tool::new(&self.installed.msb).env(crate::env::MSB_HOME, &self.installed.home)
+    }
+
+    /// As [`BenchHome::msb`], for those who start it in a way of their own.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.installed.msb);
+        command.args(words).env(crate::env::MSB_HOME, &self.installed.home);
+        command
+    }
+
+    /// The record of a sandbox's last run (`docs/formats/records.md`).
+    pub(crate) fn record(&self, sandbox: &str) -> Result<Value> {
+        let path = self.installed.home.join("sandboxes").join(sandbox).join("run.json");
+        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))
     }
 }
 

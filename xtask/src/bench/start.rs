@@ -1,97 +1,117 @@
-//! Scenario `start`: from `create()` to ready, step by step, cold and from a template, with the VMM
-//! confined and not.
+//! Scenario `start`: from `create` to a sandbox that has answered, in every way a machine can begin.
 //!
-//! Each sample is a new sandbox of a cached image; the steps are those of its run record, each from
-//! the end of the one before. What `msb` itself takes around them is not in it.
+//! Each part can be run alone. Ways and peers take turns within a part; a start that did not begin as
+//! its row says stops the measurement.
+
+mod gvisor;
+mod memory;
+mod output;
+mod saved;
+mod stages;
+mod together;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::{
-    home::{BenchHome, IMAGE},
+    home::{BenchHome, DEBIAN},
     report::Report,
+    templates::{Of, Templates},
 };
-use crate::terminal;
+use crate::cli::StartPart;
 
-const SANDBOX: &str = "bench-start";
+/// Runs where none are asked for.
+pub(super) const RUNS: usize = 30;
 
-/// Ways to start, with the variables that choose them.
-const WAYS: [(&str, &[(&str, &str)]); 3] = [
-    ("cold", &[("MSB_BOOT", "cold")]),
-    ("cold unconfined", &[("MSB_BOOT", "cold"), ("MSB_CONFINEMENT", "off")]),
-    ("template", &[("MSB_BOOT", "template")]),
-];
+/// A home with an image that has two templates.
+#[derive(Debug)]
+struct Starts {
+    home: BenchHome,
+    templates: Templates,
+}
 
-/// Steps as the run record names them, in their order.
-const STEPS: [&str; 11] = [
-    "found_us",
-    "image_us",
-    "catalogue_us",
-    "disk_us",
-    "launch_us",
-    "supervisor_us",
-    "vmm_us",
-    "exec_us",
-    "hello_us",
-    "agent_ready_us",
-    "ready_us",
-];
+/// How a machine begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Cold,
+    ColdUnconfined,
+    Template,
+    ImageTemplate,
+}
 
-/// The step that ends our own work before the VMM's first instruction.
-const EXEC: &str = "exec_us";
+/// Those that users meet.
+const WAYS: [Way; 3] = [Way::Cold, Way::Template, Way::ImageTemplate];
 
-/// Every way, `runs` times in turn; one report for each.
-pub(super) fn run(runs: usize) -> Result<Vec<Report>> {
-    let home = BenchHome::prepare()?;
-    // What a run that was cut off left behind.
-    home.msb().args(["rm", "-f", SANDBOX]).succeeds()?;
-    let mut reports: Vec<Report> = WAYS
-        .iter()
-        .map(|(way, _)| Report::new(format!("start {way}"), "ms", home.kernel.clone()))
-        .collect();
-    // What the first start of a home makes for the ones after it: probe, template.
-    let first = start(&home, &[])?;
-    if first["last_run"]["origin"]["kind"] == "cold" {
-        terminal::note("the template is being built; starts from it begin when it is there");
-    }
-    terminal::step(format_args!(
-        "Starting {runs} times each: {}",
-        WAYS.map(|(way, _)| way).join(", ")
-    ));
-    for _ in 0..runs {
-        for ((way, variables), report) in WAYS.iter().zip(&mut reports) {
-            let inspected = start(&home, variables)?;
-            note(&inspected["last_run"]["boot"], report).with_context(|| format!("start {way}"))?;
+/// The parts, all of them where none is named.
+pub(super) fn run(parts: &[StartPart], runs: usize) -> Result<Vec<Report>> {
+    let home = BenchHome::prepare_in("bench-start-home")?;
+    home.msb().args(["rm", "-f", "--all"]).output()?;
+    home.load_debian()?;
+    let templates = Templates::ensure(&home, DEBIAN)?;
+    let starts = Starts { home, templates };
+    let mut reports = Vec::new();
+    for part in [
+        StartPart::Stages,
+        StartPart::Output,
+        StartPart::Together,
+        StartPart::Memory,
+        StartPart::Snapshots,
+        StartPart::Forks,
+    ] {
+        if !parts.is_empty() && !parts.contains(&part) {
+            continue;
         }
+        reports.extend(match part {
+            StartPart::Stages => stages::run(&starts, runs)?,
+            StartPart::Output => output::run(&starts, runs)?,
+            StartPart::Together => together::run(&starts, runs)?,
+            StartPart::Memory => memory::run(&starts)?,
+            StartPart::Snapshots => saved::snapshots(&starts, runs)?,
+            StartPart::Forks => saved::forks(&starts, runs)?,
+        });
     }
     Ok(reports)
 }
 
-/// Creates the sandbox, takes what is told of it, and removes it.
-fn start(home: &BenchHome, variables: &[(&str, &str)]) -> Result<Value> {
-    let mut create = home.msb().args(["create", "-q", "--name", SANDBOX, IMAGE]);
-    for (name, value) in variables {
-        create = create.env(name, value);
+impl Starts {
+    fn report(&self, scenario: impl Into<String>, unit: &'static str) -> Report {
+        Report::new(scenario, unit, self.home.kernel.clone())
     }
-    create.output()?;
-    let told = home.msb().args(["inspect", SANDBOX]).output()?;
-    home.msb().args(["rm", "-f", SANDBOX]).output()?;
-    serde_json::from_str(&told).context("read what msb inspect tells")
+
+    /// Has the next starts begin that way; gives the variables that go with it.
+    fn choose(&self, way: Way) -> Result<&'static [(&'static str, &'static str)]> {
+        Ok(match way {
+            Way::Cold => &[("MSB_BOOT", "cold")],
+            Way::ColdUnconfined => &[("MSB_BOOT", "cold"), ("MSB_CONFINEMENT", "off")],
+            Way::Template => self.templates.choose(Of::Machine).map(|()| &[][..])?,
+            Way::ImageTemplate => self.templates.choose(Of::Image).map(|()| &[][..])?,
+        })
+    }
+
+    /// The record of a sandbox's run, which must have begun that way.
+    fn record(&self, sandbox: &str, way: Way) -> Result<Value> {
+        let run = self.home.record(sandbox)?;
+        let checked = match way {
+            Way::Template => self.templates.check(Of::Machine, &run),
+            Way::ImageTemplate => self.templates.check(Of::Image, &run),
+            Way::Cold | Way::ColdUnconfined => Ok(()),
+        };
+        checked.with_context(|| format!("start {sandbox} {}", way.name()))?;
+        Ok(run)
+    }
+
+    fn remove(&self, sandboxes: &[&str]) -> Result<()> {
+        self.home.msb().args(["rm", "-f"]).args(sandboxes).output().map(drop)
+    }
 }
 
-fn note(times: &Value, report: &mut Report) -> Result<()> {
-    let mut before = 0.0;
-    for step in STEPS {
-        let at = times[step].as_f64().with_context(|| format!("{step} in {times}"))? / 1e3;
-        // A step that there was not.
-        if at > 0.0 {
-            report.add(step.trim_end_matches("_us"), at - before);
-            before = at;
-        }
-        if step == EXEC && at > 0.0 {
-            report.add("create to the VMM's exec", at);
+impl Way {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::ColdUnconfined => "cold unconfined",
+            Self::Template => "template",
+            Self::ImageTemplate => "image template",
         }
     }
-    report.add("create to ready", before);
-    Ok(())
 }

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     bench::home::{BenchHome, IMAGE},
+    proc::{member, to_float},
     terminal,
 };
 
@@ -45,9 +46,7 @@ pub(super) fn run(sandboxes: usize, minutes: f64) -> Result<()> {
     for number in 0..sandboxes {
         let name = format!("soak-idle-{number}");
         home.msb().args(["create", "-q", "--name", &name, IMAGE]).output()?;
-        let path = home.installed.home.join("sandboxes").join(&name).join("run.json");
-        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        let record: serde_json::Value = serde_json::from_slice(&text).context("read run.json")?;
+        let record = home.record(&name)?;
         let pid = |member: &str| record[member].as_u64().with_context(|| format!("no {member}"));
         pairs.push(Pair { supervisor: pid("pid")?, vmm: pid("vmm_pid")? });
     }
@@ -114,14 +113,4 @@ fn taken(pid: u64) -> Result<Taken> {
         resident_kib: member(&status, "VmRSS:"),
         proportional_kib: member(&rollup, "Pss:"),
     })
-}
-
-/// The number behind a name at the beginning of a line.
-fn member(text: &str, name: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-    line.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or_default()
-}
-
-fn to_float(count: u64) -> f64 {
-    u32::try_from(count).map_or(f64::INFINITY, f64::from)
 }
