@@ -11,8 +11,8 @@ use std::{
 use microsandbox_db::{Catalogue, NewSandbox, SandboxId, SandboxRow};
 use microsandbox_image::{Image, Progress, PullProgress, Silent, ext4};
 use microsandbox_runtime::{
-    AgentClient, LaunchConfig, LockMark, SandboxDir, SandboxLock, StartingPoint, launch, step,
-    wire::ExecDefaults,
+    AgentClient, Devices, LaunchConfig, LockMark, SandboxDir, SandboxLock, StartingPoint, launch,
+    step, wire::ExecDefaults,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -314,6 +314,7 @@ async fn boot(
         guest: machinery.guest.clone(),
         lower: image.disk().to_owned(),
         vmm: machinery.vmm.clone(),
+        devices: Devices::default(),
         templates: match config.boot.unwrap_or(machinery.boot) {
             BootMode::Cold => None,
             BootMode::Template => Some(machinery.templates.clone()),

@@ -99,16 +99,18 @@ impl Confinement {
         self.layers.contains(&layer)
     }
 
-    /// Says which wanted layer the host lacks, where all are required.
+    /// Says which wanted layer the host lacks, where all are required, or `indispensable` is the one.
     ///
     /// # Errors
     /// [`Error::Unconfined`].
-    pub(crate) fn check(&self) -> Result<()> {
-        if !self.required {
+    pub(crate) fn check(&self, indispensable: Option<Layer>) -> Result<()> {
+        let needed = |layer: &&Layer| self.required || indispensable == Some(**layer);
+        let mut needed = self.layers.iter().filter(needed).peekable();
+        if needed.peek().is_none() {
             return Ok(());
         }
         let host = probe();
-        match self.layers.iter().find_map(|layer| host.lacks(*layer)) {
+        match needed.find_map(|layer| host.lacks(*layer)) {
             Some((layer, why)) => Err(Error::Unconfined { layer, why }),
             None => Ok(()),
         }

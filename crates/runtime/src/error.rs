@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use microsandbox_protocol::{ExecFailed, FileFailed, FileFailure};
 
-use crate::{ExitRecord, Layer, VmmKind, handover::BUILD};
+use crate::{DeviceFault, ExitRecord, Layer, VmmKind, handover::BUILD};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -41,6 +41,13 @@ pub enum Error {
         /// What the kernel reported.
         #[source]
         source: io::Error,
+    },
+    /// The VMM cannot have the devices that the machine is to have.
+    #[error("give the sandbox its devices")]
+    Devices {
+        /// Why.
+        #[source]
+        source: DeviceFault,
     },
     /// The host's disk has no room for what was asked for. The sandbox is as it was.
     #[error("{action} the sandbox: {detail}")]
@@ -178,7 +185,7 @@ pub enum Error {
         /// Version of the agent.
         agent: String,
     },
-    /// Confinement is required, and the host lacks a layer of it.
+    /// The host lacks a layer of confinement that is required, or that something cannot do without.
     #[error("confine the sandbox with {layer}: {why}")]
     Unconfined {
         /// What is lacking.

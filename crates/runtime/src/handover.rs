@@ -31,7 +31,7 @@ pub(crate) fn this_build() -> &'static str {
     std::hint::black_box(BUILD)
 }
 
-/// Most descriptors in one hand-over.
+/// Most descriptors in one hand-over: a few of the process's own, and one for each device.
 const MAX_FDS: usize = 16;
 
 /// Largest configuration accepted: environment and all.
@@ -100,6 +100,16 @@ pub(crate) fn receive<T: DeserializeOwned, const N: usize>(
     socket: &UnixStream,
     role: Role,
 ) -> Result<(T, [OwnedFd; N]), Refusal> {
+    let (order, fds) = receive_counted(socket, role, |_| N)?;
+    Ok((order, fds.try_into().expect("as many came as were expected")))
+}
+
+/// As [`receive`], with as many descriptors as the order says.
+pub(crate) fn receive_counted<T: DeserializeOwned>(
+    socket: &UnixStream,
+    role: Role,
+    expected: impl FnOnce(&T) -> usize,
+) -> Result<(T, Vec<OwnedFd>), Refusal> {
     let (body, fds) = receive_bytes(socket).map_err(Refusal::Socket)?;
     let unreadable = |error: serde_json::Error| Refusal::Socket(error.into());
     let head: Head = serde_json::from_slice(&body).map_err(unreadable)?;
@@ -109,10 +119,12 @@ pub(crate) fn receive<T: DeserializeOwned, const N: usize>(
     if head.role != role.argv0() {
         return Err(Refusal::Role { theirs: head.role });
     }
-    let fds = <[OwnedFd; N]>::try_from(fds)
-        .map_err(|fds| Refusal::Descriptors { came: fds.len(), expected: N })?;
-    let body: Body<T> = serde_json::from_slice(&body).map_err(unreadable)?;
-    Ok((body.order, fds))
+    let Body { order }: Body<T> = serde_json::from_slice(&body).map_err(unreadable)?;
+    let expected = expected(&order);
+    if fds.len() != expected {
+        return Err(Refusal::Descriptors { came: fds.len(), expected });
+    }
+    Ok((order, fds))
 }
 
 fn receive_bytes(mut socket: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::{fd::AsFd, unix::process::ExitStatusExt},
+    os::unix::process::ExitStatusExt,
     process::{Child, ExitStatus},
 };
 
@@ -12,12 +12,12 @@ use tokio::{
 };
 
 use crate::{
-    Error, LaunchConfig, Program, Result, RunRecord, SandboxDir, SandboxLock, handover,
-    orders::{DETACH, Progress},
+    Error, LaunchConfig, Program, Result, RunRecord, SandboxDir, handover,
+    orders::{Belongings, DETACH, Progress},
     program::Role,
     record::ColdReason,
     step,
-    supervisor::confined,
+    supervisor::{confined, vm_spec},
     template::plan::Plan,
 };
 
@@ -91,19 +91,25 @@ impl Drop for Owner {
 
 /// Starts the supervisor of a sandbox and waits until the sandbox takes commands.
 ///
-/// `lock` passes to the supervisor. When the future is dropped, the sandbox is stopped.
+/// `belongings`, the lock above all, pass to the supervisor. When the future is dropped, the sandbox is
+/// stopped.
 ///
 /// # Errors
-/// [`Error::MissingGuest`], [`Error::Program`], [`Error::ProgramRefused`] and
+/// [`Error::Devices`], [`Error::Unconfined`], [`Error::MissingGuest`], [`Error::Program`], [`Error::ProgramRefused`] and
 /// [`Error::ProgramSilent`] before anything runs; [`Error::Boot`] with the cause when the guest did
 /// not come up. The sandbox's disks and logs stay as they are.
 pub async fn launch(
     program: &Program,
     config: &LaunchConfig,
-    lock: SandboxLock,
+    belongings: impl Into<Belongings>,
 ) -> Result<Launched> {
+    let belongings = belongings.into();
     config.guest.check()?;
-    config.confinement.check()?;
+    let can = config.vmm.driver().capabilities();
+    let devices = vm_spec(config).devices;
+    let fits = devices.check(config.vmm.kind, can, &belongings.sockets);
+    fits.map_err(|source| Error::Devices { source })?;
+    config.confinement.check(devices.keeper(can.shares))?;
     let profile = confined::profile(config).map_err(Error::file("read", &config.lower))?;
     let plan = plan_of(config).await;
     let dir = SandboxDir::new(&config.dir);
@@ -115,11 +121,11 @@ pub async fn launch(
     drop(command);
     let handed_over = handover::send(&control, Role::Supervisor, &profile, &[]).and_then(|()| {
         let orders = (config, &plan.shapes, step::armed());
-        handover::send(&control, Role::Supervisor, &orders, &[lock.as_fd()])
+        handover::send(&control, Role::Supervisor, &orders, &belongings.descriptors())
     });
     control.set_nonblocking(true).map_err(failed)?;
     let control = UnixStream::from_std(control).map_err(failed)?;
-    drop(lock);
+    drop(belongings);
     let mut owner = Owner { control, supervisor: Some(supervisor) };
     let mut line = String::new();
     // One that refuses its first orders does not wait for the others; its answer is there all the same.

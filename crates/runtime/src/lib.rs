@@ -53,7 +53,7 @@ pub use host_usage::HostUsage;
 pub use launch::{Launched, Owner, launch};
 pub use lock::{LockMark, SandboxLock};
 pub use log_watch::LogWatch;
-pub use orders::{FreshRoot, LaunchConfig, StartingPoint};
+pub use orders::{Belongings, FreshRoot, LaunchConfig, StartingPoint};
 pub use own_commands::CLONE_HOOK;
 pub use program::Program;
 pub use record::{
@@ -65,8 +65,9 @@ pub use sandbox_dir::SandboxDir;
 pub use sys::watch_readable;
 pub use template::{TemplateLimits, Templates};
 pub use vmm::{
-    Accel, Capabilities, Driver, KvmProbe, SelectedVmm, VmmChoice, VmmKind, find_qemu,
-    host_tsc_khz, probe_kvm, select_vmm,
+    Accel, Capabilities, DeviceFault, DeviceSockets, Devices, DiskFormat, DiskSpec, Driver,
+    KvmProbe, MacAddress, NetSpec, SelectedVmm, ShareServer, ShareSpec, VmmChoice, VmmKind,
+    find_qemu, host_tsc_khz, probe_kvm, select_vmm,
 };
 
 /// The wire to the agent, for those who build requests.

@@ -1,11 +1,19 @@
 //! What passes between a launcher and its supervisor: orders down, progress up.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    time::Duration,
+};
 
 use microsandbox_protocol::ExecDefaults;
 use serde::{Deserialize, Serialize};
 
-use crate::{BootTimes, Confinement, ExitRecord, Guest, RunRecord, SelectedVmm, Templates};
+use crate::{
+    BootTimes, Confinement, DeviceSockets, Devices, ExitRecord, Guest, RunRecord, SandboxDir,
+    SandboxLock, SelectedVmm, Templates,
+};
 
 /// Everything a supervisor needs to know, in one plain value.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,6 +34,9 @@ pub struct LaunchConfig {
     pub lower: PathBuf,
     /// Which VMM, and how.
     pub vmm: SelectedVmm,
+    /// More devices; their disks come after the two of the root. A machine that has any boots from the
+    /// beginning and cannot be saved.
+    pub devices: Devices,
     /// Templates; none: the machine boots from the beginning.
     pub templates: Option<Templates>,
     /// What the machine goes on from.
@@ -61,6 +72,12 @@ impl LaunchConfig {
     pub(crate) fn templates(&self) -> Option<&Templates> {
         self.templates.as_ref().filter(|templates| templates.are_kept())
     }
+
+    /// How many sockets its devices need.
+    pub(crate) fn sockets(&self) -> usize {
+        let (nets, shares) = self.devices.sockets(self.vmm.kind.share_server());
+        nets + shares
+    }
 }
 
 /// What a machine goes on from.
@@ -90,6 +107,37 @@ impl StartingPoint {
     /// Whether there is another sandbox that it must not be mistaken for.
     pub(crate) const fn is_clone(&self) -> bool {
         matches!(self, Self::OthersDisk | Self::OthersMachine(_))
+    }
+}
+
+/// What passes to a supervisor with its orders.
+#[derive(Debug)]
+pub struct Belongings {
+    /// The lock of its sandbox.
+    pub lock: SandboxLock,
+    /// The other half of [`LaunchConfig::devices`].
+    pub sockets: DeviceSockets,
+}
+
+/// Those of a sandbox none of whose devices needs a socket.
+impl From<SandboxLock> for Belongings {
+    fn from(lock: SandboxLock) -> Self {
+        Self { lock, sockets: DeviceSockets::default() }
+    }
+}
+
+impl Belongings {
+    /// All descriptors, in the order in which they are handed over.
+    pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        [self.lock.as_fd()].into_iter().chain(self.sockets.iter()).collect()
+    }
+
+    /// What was handed over.
+    pub(crate) fn take(config: &LaunchConfig, descriptors: Vec<OwnedFd>) -> io::Result<Self> {
+        let mut descriptors = descriptors.into_iter();
+        let lock = descriptors.next().ok_or(io::ErrorKind::UnexpectedEof)?;
+        let lock = SandboxLock::from_fd(lock, &SandboxDir::new(&config.dir).lock_path())?;
+        Ok(Self { lock, sockets: DeviceSockets::of(&config.devices, descriptors) })
     }
 }
 

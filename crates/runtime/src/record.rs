@@ -117,6 +117,8 @@ pub struct FailedTemplate {
 pub enum ColdReason {
     /// The definition or the environment asks for it.
     Declined,
+    /// It has devices of its own, which nothing can be saved with.
+    Devices,
     /// The VMM can restore nothing.
     Driver,
     /// There was no template of its shape.

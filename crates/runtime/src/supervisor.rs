@@ -37,9 +37,9 @@ use nix::sys::{
 };
 
 use crate::{
-    LaunchConfig, SandboxDir, SandboxLock,
+    LaunchConfig,
     handover::{self, Refusal},
-    orders::Progress,
+    orders::{Belongings, Progress},
     program::Role,
     step,
     template::plan::Shapes,
@@ -64,22 +64,23 @@ struct Orders {
     /// What its machine can go on from.
     shapes: Shapes,
     control: StdUnixStream,
-    lock: SandboxLock,
+    belongings: Belongings,
 }
 
 fn take_orders() -> io::Result<Orders> {
     let control = StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let ((config, shapes, stop_at), [lock]): ((LaunchConfig, _, _), _) =
-        handover::receive(&control, Role::Supervisor)
+    let come_with = |(config, ..): &(LaunchConfig, _, _)| 1 + config.sockets();
+    let ((config, shapes, stop_at), descriptors) =
+        handover::receive_counted(&control, Role::Supervisor, come_with)
             .map_err(|refusal| refuse(&control, refusal))?;
     step::stop_at(stop_at);
-    let lock = SandboxLock::from_fd(lock, &SandboxDir::new(&config.dir).lock_path())?;
+    let belongings = Belongings::take(&config, descriptors)?;
     // A session of its own: the terminal's signals are for the owner, who then lets go of the
     // control socket. Fails only for a process that leads a session already.
     let _already_leader = nix::unistd::setsid();
     umask(Mode::from_bits_truncate(0o077));
     prctl::set_dumpable(false)?;
-    Ok(Orders { config, shapes, control, lock })
+    Ok(Orders { config, shapes, control, belongings })
 }
 
 /// Tells the launcher why its orders are not taken, in words that every build understands.

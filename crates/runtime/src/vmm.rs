@@ -3,6 +3,7 @@
 //! A VM is described by plain data and lives in a process of its own ([`process`]), because libkrun
 //! takes its process over and because that process is what gets confined.
 
+mod devices;
 pub(crate) mod files;
 pub(crate) mod probe;
 pub(crate) mod process;
@@ -16,7 +17,7 @@ use std::{
     fmt,
     fs::File,
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -25,6 +26,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
+pub use devices::{
+    DeviceFault, DeviceSockets, Devices, DiskFormat, DiskSpec, MacAddress, NetSpec, ShareServer,
+    ShareSpec,
+};
 pub(crate) use probe::write_whole;
 pub use probe::{KvmProbe, probe_kvm};
 pub use tsc::host_tsc_khz;
@@ -37,6 +42,15 @@ pub enum VmmKind {
     Libkrun,
     /// `qemu-system-x86_64`, started by the VMM process. Runs everywhere.
     Qemu,
+}
+
+impl VmmKind {
+    pub(crate) const fn share_server(self) -> ShareServer {
+        match self {
+            Self::Libkrun => ShareServer::Vmm,
+            Self::Qemu => ShareServer::Backend,
+        }
+    }
 }
 
 impl fmt::Display for VmmKind {
@@ -100,10 +114,12 @@ pub struct Capabilities {
     pub pause: bool,
     /// Save memory and devices of a running guest, and start from what was saved.
     pub memory_snapshot: bool,
-    /// Most disks.
-    pub max_disks: u8,
+    /// Most disks, shares and network interfaces, taken together.
+    pub max_devices: u8,
     /// Most virtual processors.
     pub max_vcpus: u8,
+    /// Who opens the files of a share.
+    pub shares: ShareServer,
 }
 
 /// A virtual machine: everything that shapes it, no descriptor among it.
@@ -115,7 +131,7 @@ pub(crate) struct VmSpec {
     pub(crate) initramfs: PathBuf,
     /// More words for the kernel's command line, after ours.
     pub(crate) arguments: String,
-    pub(crate) disks: Vec<DiskSpec>,
+    pub(crate) devices: Devices,
     /// Whether it waits, before its first instruction, for a state to be loaded.
     pub(crate) incoming: bool,
 }
@@ -131,22 +147,6 @@ impl VmSpec {
     }
 }
 
-/// A disk, in the order the guest sees them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct DiskSpec {
-    pub(crate) id: String,
-    pub(crate) path: PathBuf,
-    pub(crate) format: DiskFormat,
-    pub(crate) read_only: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum DiskFormat {
-    Raw,
-    /// A text descriptor that names its extents; never guessed from what a guest may have written.
-    Vmdk,
-}
-
 /// The VM's ends of its channels.
 #[derive(Debug)]
 pub(crate) struct VmFds {
@@ -158,6 +158,31 @@ pub(crate) struct VmFds {
     pub(crate) monitor: OwnedFd,
     /// Is the guest's memory, where the driver can save a machine: [`new_memory`].
     pub(crate) memory: OwnedFd,
+    /// The other half of devices.
+    pub(crate) devices: DeviceSockets,
+}
+
+impl VmFds {
+    /// How many they are.
+    fn count(devices: &Devices, server: ShareServer) -> usize {
+        let (nets, shares) = devices.sockets(server);
+        4 + nets + shares
+    }
+
+    /// All, in the order in which they are handed over.
+    fn list(&self) -> Vec<BorrowedFd<'_>> {
+        let own = [&self.agent, &self.console, &self.monitor, &self.memory].map(AsFd::as_fd);
+        own.into_iter().chain(self.devices.iter()).collect()
+    }
+
+    /// What was handed over.
+    fn take(devices: &Devices, fds: Vec<OwnedFd>) -> io::Result<Self> {
+        let mut fds = fds.into_iter();
+        let mut next = || fds.next().ok_or(io::ErrorKind::UnexpectedEof);
+        let (agent, console, monitor, memory) = (next()?, next()?, next()?, next()?);
+        let devices = DeviceSockets::of(devices, fds);
+        Ok(Self { agent, console, monitor, memory, devices })
+    }
 }
 
 /// Memory for a guest, all zeros, that takes room as it is written to.

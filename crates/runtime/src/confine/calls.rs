@@ -21,13 +21,25 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Calls {
     /// libkrun, in this process.
-    Libkrun,
+    Libkrun {
+        /// The shares that it serves, if any.
+        sharing: Option<Sharing>,
+    },
     /// QEMU, executed by this process next.
     Qemu,
     /// A supervisor that has its VMM still to start.
     Supervisor,
     /// A supervisor whose guest takes commands: it starts no process any more.
     SupervisorAtWork,
+}
+
+/// What a VMM that serves shares does with their files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Sharing {
+    /// It reads them.
+    ReadOnly,
+    /// It makes and changes some.
+    Writable,
 }
 
 /// Filters all threads of this process, and what it executes.
@@ -43,7 +55,12 @@ pub(crate) fn restrict(calls: Calls) -> io::Result<()> {
 
 fn filters(calls: Calls) -> io::Result<Vec<BpfProgram>> {
     let (lists, matched, other) = match calls {
-        Calls::Libkrun => (vec![vmm_calls()], SeccompAction::Allow, refused()),
+        Calls::Libkrun { sharing } => {
+            let mut lists = vec![vmm_calls()];
+            lists.extend(sharing.map(|_| any(READ_SHARE)));
+            lists.extend((sharing == Some(Sharing::Writable)).then(|| any(WRITE_SHARE)));
+            (lists, SeccompAction::Allow, refused())
+        }
         Calls::Qemu => {
             (vec![vmm_calls(), any(&[libc::SYS_execve])], SeccompAction::Allow, refused())
         }
@@ -297,6 +314,23 @@ const VMM: &[i64] = &[
     libc::SYS_time,
 ];
 
+/// What libkrun calls beside, to serve a share (`krun-devices`, `virtio/fs/linux/passthrough.rs`).
+const READ_SHARE: &[i64] =
+    &[libc::SYS_capget, libc::SYS_fgetxattr, libc::SYS_flistxattr, libc::SYS_umask];
+
+/// And to change it. Landlock refuses each of these outside of the share, which is why there is none
+/// that changes modes, owners, times or attributes: for those it has no word, and libkrun sends them
+/// whatever path they are for.
+const WRITE_SHARE: &[i64] = &[
+    libc::SYS_copy_file_range,
+    libc::SYS_linkat,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_renameat2,
+    libc::SYS_symlinkat,
+    libc::SYS_unlinkat,
+];
+
 /// What neither a supervisor nor anything it starts has any business with.
 const NEVER: &[i64] = &[
     libc::SYS_acct,
@@ -362,14 +396,18 @@ mod tests {
 
     #[test]
     fn every_list_becomes_a_filter() {
-        for calls in [Calls::Libkrun, Calls::Qemu, Calls::Supervisor, Calls::SupervisorAtWork] {
+        let libkrun = [None, Some(Sharing::ReadOnly), Some(Sharing::Writable)]
+            .map(|sharing| Calls::Libkrun { sharing });
+        let others = [Calls::Qemu, Calls::Supervisor, Calls::SupervisorAtWork];
+        for calls in libkrun.into_iter().chain(others) {
             assert!(filters(calls).is_ok_and(|filters| !filters.is_empty()), "{calls:?}");
         }
     }
 
     #[test]
     fn nothing_is_both_a_vmms_business_and_nobodys() {
-        let both: Vec<_> = VMM.iter().filter(|call| NEVER.contains(call)).collect();
+        let all = VMM.iter().chain(READ_SHARE).chain(WRITE_SHARE);
+        let both: Vec<_> = all.filter(|call| NEVER.contains(call)).collect();
         assert!(both.is_empty(), "{both:?}");
     }
 }

@@ -35,6 +35,8 @@ pub(crate) enum Access {
     Write,
     /// Read and write it, and send it commands.
     Device,
+    /// Everything below a directory, links and pipes included: make, change, rename, remove.
+    Share,
     /// Everything below a directory: make, change, rename, remove.
     Tree,
     /// Remove empty directories below it.
@@ -48,6 +50,7 @@ impl Access {
             Self::Execute => make_bitflags!(AccessFs::{Execute | ReadFile}),
             Self::Write => make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate}),
             Self::Device => make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev}),
+            Self::Share => Self::Tree.rights() | make_bitflags!(AccessFs::{MakeFifo | MakeSym}),
             Self::Tree => make_bitflags!(AccessFs::{
                 ReadFile | ReadDir | WriteFile | Truncate | Refer
                 | MakeReg | MakeDir | MakeSock | RemoveFile | RemoveDir

@@ -32,9 +32,6 @@ pub(crate) struct Profile {
     pub(crate) files: Vec<FileRule>,
 }
 
-/// Descriptors a VMM may have open: its disks, and three for each virtual processor and device.
-const VMM_DESCRIPTORS: u64 = 1024;
-
 /// Not 0: a program that takes core dumps through a pipe is started whatever the limit is, unless
 /// that is 1 (`core(5)`). No dump fits into one byte either way.
 const CORE_BYTES: u64 = 1;
@@ -61,17 +58,21 @@ impl Profile {
     }
 
     /// Makes a process that is about to be started begin its life confined, before the first
-    /// instruction of its program.
+    /// instruction of its program, with no more than that many open descriptors.
     ///
     /// # Errors
     /// What the kernel said of a listed file.
-    pub(crate) fn surround(&self, command: &mut Command) -> io::Result<Surrounded> {
+    pub(crate) fn surround(
+        &self,
+        command: &mut Command,
+        descriptors: u64,
+    ) -> io::Result<Surrounded> {
         let mut ruleset = self.ruleset()?;
         let (told, mut tell) = io::pipe()?;
         let wants_namespaces = self.confinement.has(Layer::Namespaces);
         let required = self.confinement.required;
         let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        let descriptors = most.min(VMM_DESCRIPTORS);
+        let descriptors = most.min(descriptors);
         // Between fork and exec: system calls on what was made before, no allocation.
         sys::before_exec(command, move || {
             setsid()?;

@@ -23,7 +23,7 @@ use crate::{
     own_commands::{clone_hook, self_test},
     record::BootTimes,
     step,
-    vmm::{DiskFormat, DiskSpec, VmSpec, process::Vm},
+    vmm::{DeviceSockets, Devices, DiskFormat, DiskSpec, VmSpec, process::Vm},
 };
 
 /// The disks of [`vm_spec`] as the guest's root.
@@ -34,16 +34,18 @@ pub(crate) fn vm_spec(config: &LaunchConfig) -> VmSpec {
     let dir = SandboxDir::new(&config.dir);
     let disk =
         |id: &str, path, format, read_only| DiskSpec { id: id.into(), path, format, read_only };
+    let mut disks = vec![
+        disk("lower", config.lower.clone(), DiskFormat::Vmdk, true),
+        disk("upper", dir.upper_path(), DiskFormat::Raw, false),
+    ];
+    disks.extend_from_slice(&config.devices.disks);
     VmSpec {
         vcpus: config.vcpus,
         memory_mib: config.memory_mib,
         kernel: config.guest.kernel.clone(),
         initramfs: config.guest.initramfs.clone(),
         arguments: config.guest.arguments.clone(),
-        disks: vec![
-            disk("lower", config.lower.clone(), DiskFormat::Vmdk, true),
-            disk("upper", dir.upper_path(), DiskFormat::Raw, false),
-        ],
+        devices: Devices { disks, ..config.devices.clone() },
         incoming: false,
     }
 }
@@ -61,20 +63,21 @@ pub(super) enum Beginning<'a> {
     Saved(&'a Arc<Checkpoint>),
 }
 
-/// Starts the sandbox's machine, puts it into `slot` and brings it to a first finished command, cold
+/// Starts the sandbox's machine with copies of `sockets`, puts it into `slot` and brings it to a first finished command, cold
 /// or from what it is to begin as. Fills in `record`.
 ///
 /// # Cancel safety
 /// The machine is in its slot.
 pub(super) async fn boot(
     config: &LaunchConfig,
+    sockets: &DeviceSockets,
     beginning: Beginning<'_>,
     record: &mut RunRecord,
     slot: &mut Option<Machine>,
 ) -> Result<Ready, Failed> {
     let dir = SandboxDir::new(&config.dir);
     let spec = VmSpec { incoming: !matches!(beginning, Beginning::Cold), ..vm_spec(config) };
-    let vm = Vm { vmm: &config.vmm, spec: &spec, confinement: &config.confinement };
+    let vm = Vm { vmm: &config.vmm, spec: &spec, sockets, confinement: &config.confinement };
     let started = BoundedLog::open(dir.kernel_log_path())
         .and_then(|log| Machine::start(&config.name, vm, Some(log)));
     let started = started.map_err(|error| refused(BootStep::Vmm, error.to_string(), &error));

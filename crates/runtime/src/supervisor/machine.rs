@@ -94,6 +94,7 @@ impl Machine {
             console: vm_console,
             monitor: vm_monitor.into(),
             memory: memory.try_clone()?.into(),
+            devices: vm.sockets.try_clone()?,
         };
         let (console, console_read) = follow(console, log)?;
         let (words, said) = io::pipe()?;

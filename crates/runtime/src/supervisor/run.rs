@@ -32,10 +32,11 @@ use crate::{
     checkpoint::Shape,
     exec_log::ExecLog,
     link::FrameReader,
-    orders::{DETACH, Progress},
+    orders::{Belongings, DETACH, Progress},
     record::BootTimes,
     step,
     template::plan::Shapes,
+    vmm::DeviceSockets,
 };
 
 /// Frames of clients waiting for the owner of the state; a full queue makes clients wait.
@@ -46,7 +47,8 @@ const KILL_GRACE: Duration = Duration::from_secs(5);
 
 /// Supervises the run and writes its records.
 pub(super) async fn run(orders: Orders) -> io::Result<()> {
-    let Orders { config, shapes, control, lock } = orders;
+    let Orders { config, shapes, control, belongings } = orders;
+    let Belongings { lock, sockets } = belongings;
     let dir = SandboxDir::new(&config.dir);
     let mut masters = Masters::new(control)?;
     let mut record = match begin(&config, &dir) {
@@ -59,7 +61,7 @@ pub(super) async fn run(orders: Orders) -> io::Result<()> {
         }
     };
     step::reached("supervisor.begun");
-    let (end, relay) = live(&config, shapes, &mut record, &mut masters).await;
+    let (end, relay) = live(&config, (shapes, sockets), &mut record, &mut masters).await;
     tracing::info!(reason = %end.reason, forced = end.forced, "sandbox ended");
     finish(&config, &dir, &end);
     step::reached("supervisor.recorded");
@@ -129,7 +131,7 @@ fn remove_ephemeral(dir: &SandboxDir, end: &ExitRecord) -> crate::Result<()> {
 /// Boots and serves the sandbox; gives its end, and the links that close after the lock is free.
 async fn live(
     config: &LaunchConfig,
-    shapes: Shapes,
+    (shapes, sockets): (Shapes, DeviceSockets),
     record: &mut RunRecord,
     masters: &mut Masters,
 ) -> (ExitRecord, Option<Relay>) {
@@ -138,9 +140,11 @@ async fn live(
     let mut source = Source::find(config, shapes, record);
     let mut slot = None;
     let booted = tokio::select! {
-        booted = source.boot(config, record, &mut slot) => booted,
+        booted = source.boot(config, &sockets, record, &mut slot) => booted,
         reason = masters.want_end() => Err(reason),
     };
+    // The VMM has its own: whoever is at the other end hears when that is gone.
+    drop(sockets);
     let (mut machine, ready) = match (slot, booted) {
         (Some(machine), Ok(ready)) => (machine, ready),
         (Some(mut machine), Err(reason)) => {

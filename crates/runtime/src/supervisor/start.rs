@@ -23,6 +23,7 @@ use crate::{
     error::explained,
     record::{ColdReason, FailedTemplate, Origin},
     template::{Templates, plan::Shapes},
+    vmm::DeviceSockets,
 };
 
 /// Where this run's machine can come from.
@@ -91,15 +92,16 @@ impl Source {
     pub(super) async fn boot(
         &mut self,
         config: &LaunchConfig,
+        sockets: &DeviceSockets,
         record: &mut RunRecord,
         slot: &mut Option<Machine>,
     ) -> Result<Ready, Failed> {
         if let Some(saved) = self.saved.take() {
             // There is no other way to have what was in its memory.
-            return boot::boot(config, Beginning::Saved(&saved?), record, slot).await;
+            return boot::boot(config, sockets, Beginning::Saved(&saved?), record, slot).await;
         }
         while let Some(candidate) = self.candidates.pop() {
-            match candidate.boot(config, record, slot).await {
+            match candidate.boot(config, sockets, record, slot).await {
                 Ok(ready) => return Ok(ready),
                 Err(detail) => {
                     if let Some(machine) = slot.take() {
@@ -110,7 +112,7 @@ impl Source {
             }
         }
         record.origin = Some(Origin::Cold { why: self.why_cold.clone() });
-        boot::boot(config, Beginning::Cold, record, slot).await
+        boot::boot(config, sockets, Beginning::Cold, record, slot).await
     }
 }
 
@@ -118,6 +120,7 @@ impl Candidate {
     async fn boot(
         &self,
         config: &LaunchConfig,
+        sockets: &DeviceSockets,
         record: &mut RunRecord,
         slot: &mut Option<Machine>,
     ) -> Result<Ready, String> {
@@ -135,7 +138,7 @@ impl Candidate {
             true => Beginning::ImageTemplate(&self.template),
             false => Beginning::Template(&self.template),
         };
-        let ready = boot::boot(config, beginning, record, slot).await;
+        let ready = boot::boot(config, sockets, beginning, record, slot).await;
         let ready = ready.map_err(|failure| failure.to_string())?;
         if let Some(upper) = upper {
             upper.keep();

@@ -59,6 +59,12 @@ const LOG_STYLE_NEVER: u32 = 2;
 /// `KRUN_LOG_OPTION_NO_ENV` of `libkrun.h`: levels are not read from the environment.
 const LOG_OPTION_NO_ENV: u32 = 1;
 
+/// None of the `NET_FEATURE_*` of `libkrun.h`.
+const NO_FEATURES: u32 = 0;
+
+/// None of the `NET_FLAG_*` of `libkrun.h`.
+const NO_FLAGS: u32 = 0;
+
 /// libkrun's own warnings and errors go to the standard error of this process.
 pub(crate) fn log_to_stderr() -> Result<(), String> {
     // SAFETY: plain integers; 2 is the standard error, which libkrun writes to and does not own.
@@ -153,6 +159,35 @@ impl Context {
             )
         };
         check("krun_add_disk3", code).map(drop)
+    }
+
+    /// A directory of the host by virtio-fs, with no window through which a guest would map its files.
+    pub(crate) fn add_share(&self, tag: &str, path: &str, read_only: bool) -> Result<(), String> {
+        let (tag, path) = (c_string(tag)?, c_string(path)?);
+        // SAFETY: both strings end in NUL and outlive the call, which copies them.
+        let code =
+            unsafe { ffi::krun_add_virtiofs3(self.id, tag.as_ptr(), path.as_ptr(), 0, read_only) };
+        check("krun_add_virtiofs3", code).map(drop)
+    }
+
+    /// A network device whose frames go over `socket`, none of whose checksums or segments are left to
+    /// the other end.
+    pub(crate) fn add_net(&self, socket: BorrowedFd<'_>, mac: [u8; 6]) -> Result<(), String> {
+        let copy =
+            socket.try_clone_to_owned().map_err(|error| format!("copy a socket: {error}"))?;
+        // SAFETY: a null path stands for none; the six bytes of the address are read during the call;
+        // libkrun owns the socket from here on, and the copy is given up to it.
+        let code = unsafe {
+            ffi::krun_add_net_unixstream(
+                self.id,
+                ptr::null(),
+                copy.into_raw_fd(),
+                mac.as_ptr(),
+                NO_FEATURES,
+                NO_FLAGS,
+            )
+        };
+        check("krun_add_net_unixstream", code).map(drop)
     }
 
     /// One console device: port 0 is the kernel's console on a terminal, port 1 the agent's.

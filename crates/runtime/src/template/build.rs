@@ -37,7 +37,7 @@ use crate::{
     program::Role,
     supervisor::{become_nobody, become_nobody_again, machine::Machine},
     sys,
-    vmm::{self, DiskFormat, VmSpec, process::Vm},
+    vmm::{self, DeviceSockets, DiskFormat, VmSpec, process::Vm},
 };
 
 /// Longest that a build may take. Idle processor time alone goes into it, so that a second of work
@@ -82,7 +82,7 @@ pub(crate) fn start(program: &Program, order: &BuildOrder, lock: &SandboxLock) -
 fn profile(order: &BuildOrder) -> io::Result<Profile> {
     let mut spec = order.spec.clone();
     // Its own disks are with the templates; only that of the image is another's.
-    spec.disks.retain(|disk| disk.read_only && order.has_root());
+    spec.devices.disks.retain(|disk| disk.read_only && order.has_root());
     let mut files = vmm::files::list(&order.vmm, &spec)?;
     files.extend(rules(Access::Tree, [order.templates.path()]));
     Ok(Profile { confinement: order.confinement.clone(), files })
@@ -151,7 +151,7 @@ fn build(order: &BuildOrder, new: &Path) -> Result<(), String> {
         prove(order, &spec, (new, &Arc::new(template)), deadline).await
     })?;
     if !order.has_root() {
-        for disk in &spec.disks {
+        for disk in &spec.devices.disks {
             fs::remove_file(&disk.path).map_err(|error| error.to_string())?;
         }
     }
@@ -161,7 +161,7 @@ fn build(order: &BuildOrder, new: &Path) -> Result<(), String> {
 /// The machine with another writable disk.
 fn with_upper(spec: &VmSpec, upper: &Path) -> VmSpec {
     let mut spec = spec.clone();
-    for disk in spec.disks.iter_mut().filter(|disk| !disk.read_only) {
+    for disk in spec.devices.disks.iter_mut().filter(|disk| !disk.read_only) {
         disk.path = upper.to_owned();
     }
     spec
@@ -172,7 +172,7 @@ fn with_empty_disks(spec: &VmSpec, folder: &Path) -> io::Result<VmSpec> {
     remove_tree(folder)?;
     fs::DirBuilder::new().mode(0o700).create(folder)?;
     let mut spec = spec.clone();
-    for disk in &mut spec.disks {
+    for disk in &mut spec.devices.disks {
         disk.path = folder.join(&disk.id);
         disk.format = DiskFormat::Raw;
         fs::File::create_new(&disk.path)?;
@@ -205,7 +205,9 @@ async fn save(order: &BuildOrder, spec: &VmSpec, new: &Path) -> Result<Checkpoin
 }
 
 fn start_machine(order: &BuildOrder, spec: &VmSpec) -> Result<Machine, String> {
-    let vm = Vm { vmm: &order.vmm, spec, confinement: &order.confinement };
+    // A machine that a template is of has no devices that need any.
+    let sockets = &DeviceSockets::default();
+    let vm = Vm { vmm: &order.vmm, spec, sockets, confinement: &order.confinement };
     Machine::start(&order.shape.key(), vm, None).map_err(|error| error.to_string())
 }
 

@@ -22,6 +22,7 @@ use crate::{
     checkpoint::{FileDigests, Shape, UPPER, root_of, shape_of},
     record::{ColdReason, Origin},
     supervisor::vm_spec,
+    vmm::Devices,
 };
 
 /// What a machine can go on from.
@@ -51,6 +52,9 @@ impl Plan {
     /// Looks for templates and gets ready what is needed of them. Reads the guest's and the VMM's
     /// files, once. Blocks.
     pub(crate) fn make(config: &LaunchConfig) -> Self {
+        if config.devices != Devices::default() {
+            return Self::cold(ColdReason::Devices);
+        }
         let mut digests = FileDigests::open(&config.digests);
         let machine = match shape_of(&config.vmm, &vm_spec(config), &mut digests) {
             Ok(Some(shape)) => shape,

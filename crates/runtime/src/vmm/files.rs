@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Accel, DiskFormat, DiskSpec, SelectedVmm, VmSpec, VmmKind};
+use super::{Accel, DiskFormat, DiskSpec, SelectedVmm, ShareServer, VmSpec, VmmKind};
 use crate::confine::files::{Access, FileRule, rules};
 
 /// Everything the VMM may open, beside the program that becomes it.
@@ -19,9 +19,15 @@ pub(crate) fn list(vmm: &SelectedVmm, spec: &VmSpec) -> io::Result<Vec<FileRule>
         .chain(rules(Access::Read, ["/dev/urandom"]))
         .chain(rules(Access::Write, ["/dev/null"]))
         .collect();
-    for disk in &spec.disks {
+    for disk in &spec.devices.disks {
         let access = if disk.read_only { Access::Read } else { Access::Write };
         list.extend(rules(access, disk_files(disk)?));
+    }
+    if vmm.kind.share_server() == ShareServer::Vmm {
+        for share in &spec.devices.shares {
+            let access = if share.read_only { Access::Read } else { Access::Share };
+            list.extend(rules(access, [&share.path]));
+        }
     }
     if vmm.accel == Accel::Kvm {
         list.extend(rules(Access::Device, ["/dev/kvm"]));
@@ -87,6 +93,7 @@ fn program_files(program: &Path) -> impl Iterator<Item = FileRule> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vmm::{Devices, ShareSpec};
 
     fn spec(dir: &Path) -> VmSpec {
         let disk = |id: &str, name: &str, format, read_only| DiskSpec {
@@ -95,22 +102,28 @@ mod tests {
             format,
             read_only,
         };
+        let share =
+            |name: &str, read_only| ShareSpec { tag: name.into(), path: dir.join(name), read_only };
         VmSpec {
             vcpus: 1,
             memory_mib: 128,
             kernel: "/k".into(),
             initramfs: "/i".into(),
-            disks: vec![
-                disk("lower", "disk.vmdk", DiskFormat::Vmdk, true),
-                disk("upper", "upper", DiskFormat::Raw, false),
-            ],
+            devices: Devices {
+                disks: vec![
+                    disk("lower", "disk.vmdk", DiskFormat::Vmdk, true),
+                    disk("upper", "upper", DiskFormat::Raw, false),
+                ],
+                shares: vec![share("inputs", true), share("outputs", false)],
+                net: None,
+            },
             incoming: false,
             arguments: String::new(),
         }
     }
 
     #[test]
-    fn list_has_what_the_description_names_and_one_writable_file() {
+    fn list_has_what_the_description_names_and_no_more_is_writable() {
         let dir = tempfile::tempdir().unwrap();
         let descriptor =
             "# Disk DescriptorFile\nRW 8 FLAT \"meta\" 0\nRW 8 FLAT \"../layers/a\" 0\n";
@@ -131,14 +144,18 @@ mod tests {
                 "/dev/urandom".into(),
                 here("disk.vmdk"),
                 here("meta"),
-                here("../layers/a")
+                here("../layers/a"),
+                here("inputs"),
             ]
         );
         assert_eq!(with(Access::Write), ["/dev/null".into(), here("upper")]);
+        assert_eq!(with(Access::Share), [here("outputs")]);
         assert_eq!(with(Access::Device), [PathBuf::from("/dev/kvm")]);
-        assert_eq!(krun.len(), 9);
+        assert_eq!(krun.len(), 11);
         let emulated = list(vmm(VmmKind::Qemu, Accel::Tcg));
         assert!(!emulated.iter().any(|rule| rule.access == Access::Device));
+        let shared = ["inputs", "outputs"].map(here);
+        assert!(!emulated.iter().any(|rule| shared.contains(&rule.path)), "a backend serves them");
     }
 
     #[test]

@@ -13,11 +13,11 @@ use nix::sys::{prctl, signal::Signal};
 use serde::{Deserialize, Serialize};
 use tokio::process::Child;
 
-use super::{SelectedVmm, VmFds, VmSpec, VmmKind, files};
+use super::{DeviceSockets, SelectedVmm, ShareServer, ShareSpec, VmFds, VmSpec, VmmKind, files};
 use crate::{
     Applied, Confinement, Layer, Program,
     confine::{
-        calls::{self, Calls},
+        calls::{self, Calls, Sharing},
         process::Profile,
     },
     handover,
@@ -40,6 +40,8 @@ struct Order {
 pub(crate) struct Vm<'a> {
     pub(crate) vmm: &'a SelectedVmm,
     pub(crate) spec: &'a VmSpec,
+    /// The other half of its devices.
+    pub(crate) sockets: &'a DeviceSockets,
     pub(crate) confinement: &'a Confinement,
 }
 
@@ -52,6 +54,12 @@ pub(crate) struct Spawned {
     pub(crate) becoming: UnixStream,
 }
 
+/// Descriptors a VMM may have open: its disks, and three for each virtual processor and device.
+const DESCRIPTORS: u64 = 1024;
+
+/// Where it serves shares, one more for each file that the guest knows of. As `virtiofsd` has it.
+const SHARING_DESCRIPTORS: u64 = 1_000_000;
+
 /// Starts the VMM process of a sandbox, confined; what it says goes to `output`.
 pub(crate) fn spawn(
     program: &Program,
@@ -60,15 +68,23 @@ pub(crate) fn spawn(
     fds: &VmFds,
     output: OwnedFd,
 ) -> io::Result<Spawned> {
-    let Vm { vmm, spec, confinement } = vm;
+    let Vm { vmm, spec, confinement, .. } = vm;
     let (mut command, socket) = program.command(Role::Vmm, name, output)?;
     let profile = Profile { confinement: confinement.clone(), files: files::list(vmm, spec)? };
-    let surrounded = profile.surround(&mut command)?;
+    let serves = vmm.kind.share_server() == ShareServer::Vmm && !spec.devices.shares.is_empty();
+    let descriptors = if serves { SHARING_DESCRIPTORS } else { DESCRIPTORS };
+    let surrounded = profile.surround(&mut command, descriptors)?;
     // The command goes with this, and with it the child's end of the pipe that `surrounded` reads.
     let child = tokio::process::Command::from(command).spawn()?;
     let applied = surrounded.applied()?;
     let calls = match vmm.kind {
-        VmmKind::Libkrun => Calls::Libkrun,
+        VmmKind::Libkrun => {
+            let sharing = |share: &ShareSpec| match share.read_only {
+                true => Sharing::ReadOnly,
+                false => Sharing::Writable,
+            };
+            Calls::Libkrun { sharing: spec.devices.shares.iter().map(sharing).max() }
+        }
         VmmKind::Qemu => Calls::Qemu,
     };
     let order = Order {
@@ -77,8 +93,7 @@ pub(crate) fn spawn(
         supervisor: std::process::id(),
         calls: applied.has(Layer::Seccomp).then_some(calls),
     };
-    let fds = [&fds.agent, &fds.console, &fds.monitor, &fds.memory].map(AsFd::as_fd);
-    handover::send(&socket, Role::Vmm, &order, &fds)?;
+    handover::send(&socket, Role::Vmm, &order, &fds.list())?;
     Ok(Spawned { child, applied, becoming: socket })
 }
 
@@ -95,8 +110,11 @@ pub(crate) fn run() -> ExitCode {
 
 fn take_order() -> io::Result<(Order, VmFds)> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let (order, [agent, console, monitor, memory]): (Order, _) =
-        handover::receive(&socket, Role::Vmm).map_err(io::Error::other)?;
+    let come_with =
+        |order: &Order| VmFds::count(&order.spec.devices, order.vmm.kind.share_server());
+    let (order, fds) =
+        handover::receive_counted(&socket, Role::Vmm, come_with).map_err(io::Error::other)?;
+    let fds = VmFds::take(&order.spec.devices, fds)?;
     // A VM never outlives its supervisor, however that ends.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     if nix::unistd::getppid().as_raw().cast_unsigned() != order.supervisor {
@@ -107,5 +125,5 @@ fn take_order() -> io::Result<(Order, VmFds)> {
         calls::restrict(calls)?;
     }
     step::reached("vmm.confined");
-    Ok((order, VmFds { agent, console, monitor, memory }))
+    Ok((order, fds))
 }

@@ -16,7 +16,7 @@ use std::{
         linux::net::SocketAddrExt,
         unix::{
             fs::PermissionsExt,
-            net::{SocketAddr, UnixListener},
+            net::{SocketAddr, UnixListener, UnixStream},
         },
     },
     path::{Path, PathBuf},
@@ -26,8 +26,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use microsandbox_runtime::{
-    Accel, Confinement, Error, Guest, Layer, SandboxDir, SelectedVmm, VmmKind, confine, launch,
-    own_program,
+    Accel, Belongings, Confinement, DeviceSockets, Error, Guest, Layer, SandboxDir, SelectedVmm,
+    ShareSpec, VmmKind, confine, launch, own_program,
 };
 use serde::{Deserialize, Serialize};
 
@@ -46,16 +46,38 @@ struct Facts {
 /// What came of each attempt: an error number, 0 for success.
 type Findings = BTreeMap<String, i32>;
 
+/// Whose place the prisoner takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    #[cfg_attr(not(feature = "stop-at-step"), expect(dead_code, reason = "called in its place"))]
+    Libkrun,
+    Qemu,
+    /// libkrun that serves a writable share beside the read-only one that all have.
+    #[cfg_attr(not(feature = "stop-at-step"), expect(dead_code, reason = "called in its place"))]
+    Sharing,
+}
+
+impl Place {
+    fn kind(self) -> VmmKind {
+        match self {
+            Self::Libkrun | Self::Sharing => VmmKind::Libkrun,
+            Self::Qemu => VmmKind::Qemu,
+        }
+    }
+}
+
 pub(crate) fn trials() -> Vec<Trial> {
-    let trial = |name: &str, kind| {
+    let trial = |name: &str, place| {
         Trial::test(format!("escapes::{name}"), move || {
-            every_layer_refuses_what_it_claims(kind).map_err(|error| format!("{error:?}").into())
+            every_layer_refuses_what_it_claims(place).map_err(|error| format!("{error:?}").into())
         })
     };
     vec![
-        trial("from_qemu", VmmKind::Qemu),
+        trial("from_qemu", Place::Qemu),
         #[cfg(feature = "stop-at-step")]
-        trial("from_libkrun", VmmKind::Libkrun),
+        trial("from_libkrun", Place::Libkrun),
+        #[cfg(feature = "stop-at-step")]
+        trial("from_libkrun_that_shares", Place::Sharing),
         Trial::test("escapes::the_host_has_what_is_tested", || {
             host_has_all().map_err(|error| format!("{error:?}").into())
         }),
@@ -96,22 +118,19 @@ fn try_everything(disk: &Path) -> ! {
     sys::end()
 }
 
-fn every_layer_refuses_what_it_claims(kind: VmmKind) -> Result<()> {
-    let all = with(kind, &Layer::ALL)?;
+fn every_layer_refuses_what_it_claims(place: Place) -> Result<()> {
+    let all = with(place, &Layer::ALL)?;
     let alone: Vec<(Layer, Findings)> = Layer::ALL
         .into_iter()
-        .map(|layer| Ok((layer, with(kind, &[layer])?)))
+        .map(|layer| Ok((layer, with(place, &[layer])?)))
         .collect::<Result<_>>()?;
-    let none = with(kind, &[])?;
+    let none = with(place, &[])?;
     let mut wrong = Vec::new();
     for Attempt { name, refused_by, control, .. } in ATTEMPTS {
         let found = |findings: &Findings| findings.get(*name).copied().unwrap_or(-1);
-        if found(&all) == 0 {
-            wrong.push(format!("{name}: it works"));
-        }
-        let refused_by = refused_by(kind);
-        if refused_by.is_empty() {
-            wrong.push(format!("{name}: nothing refuses it"));
+        let refused_by = refused_by(place);
+        if (found(&all) == 0) != refused_by.is_empty() {
+            wrong.push(format!("{name}: all layers give {}", found(&all)));
         }
         for (layer, errnos) in refused_by {
             let (_, findings) =
@@ -125,15 +144,16 @@ fn every_layer_refuses_what_it_claims(kind: VmmKind) -> Result<()> {
             wrong.push(format!("{name}: fails unconfined, too, with {}", found(&none)));
         }
     }
-    ensure!(wrong.is_empty(), "{kind}:\n{}", wrong.join("\n"));
+    ensure!(wrong.is_empty(), "{place:?}:\n{}", wrong.join("\n"));
     Ok(())
 }
 
 /// What the prisoner finds with these layers around it.
-fn with(kind: VmmKind, layers: &[Layer]) -> Result<Findings> {
+fn with(place: Place, layers: &[Layer]) -> Result<Findings> {
     let home = tempfile::tempdir()?;
     let home = home.path();
-    for folder in ["sandboxes/other", "db", "guest", "images"] {
+    let kind = place.kind();
+    for folder in ["sandboxes/other", "db", "guest", "images", "inputs", "outputs"] {
         fs::create_dir_all(home.join(folder))?;
     }
     for file in [
@@ -144,6 +164,11 @@ fn with(kind: VmmKind, layers: &[Layer]) -> Result<Findings> {
         "guest/initramfs.cpio",
         "images/other.erofs",
         "images/lower.raw",
+        "inputs/file",
+        "inputs/other",
+        "outputs/file",
+        "outputs/other",
+        "outputs/third",
         "sandboxes/other/upper.ext4",
     ] {
         fs::write(home.join(file), vec![0; 1 << 20])?;
@@ -180,10 +205,17 @@ fn with(kind: VmmKind, layers: &[Layer]) -> Result<Findings> {
         arguments: String::new(),
     };
     orders.lower = home.join("images/lower.vmdk");
+    let share =
+        |tag: &str, read_only| ShareSpec { tag: tag.into(), path: home.join(tag), read_only };
+    orders.devices.shares.push(share("inputs", true));
+    orders.devices.shares.extend((place == Place::Sharing).then(|| share("outputs", false)));
+    let (_backend, near) = UnixStream::pair()?;
+    let backends = if kind == VmmKind::Qemu { vec![near.into()] } else { Vec::new() };
+    let sockets = DeviceSockets { net: None, shares: backends };
     orders.confinement = Confinement { layers: layers.to_vec(), required: true };
     let runtime = tokio::runtime::Runtime::new()?;
     let program = own_program().context("init has run")?;
-    match runtime.block_on(launch(&program, &orders, lock)) {
+    match runtime.block_on(launch(&program, &orders, Belongings { lock, sockets })) {
         Err(Error::Boot { .. }) => {}
         other => bail!("{other:?}"),
     }

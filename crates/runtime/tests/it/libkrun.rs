@@ -3,12 +3,12 @@
 //! Where it works the guest gets to its disks, which are empty. Where guest code crawls its kernel
 //! still begins to speak, and then its owner is gone. Where there is none libkrun says so.
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::net::UnixStream, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use microsandbox_runtime::{
-    Accel, BootStep, EndReason, Error, LogWatch, SandboxDir, SelectedVmm, VmmKind, launch,
-    own_program,
+    Accel, Belongings, BootStep, DeviceSockets, EndReason, Error, LogWatch, MacAddress, NetSpec,
+    SandboxDir, SelectedVmm, ShareSpec, VmmKind, launch, own_program,
 };
 
 use super::{check_nothing_left, make_sandbox, orders};
@@ -25,12 +25,22 @@ pub(super) fn starts() -> Result<()> {
     let lock = make_sandbox(&dir)?;
     let vmm =
         SelectedVmm { kind: VmmKind::Libkrun, accel: Accel::Kvm, program: None, tsc_khz: None };
-    let orders = orders(dir.path(), vmm, DEADLINE)?;
+    let mut orders = orders(dir.path(), vmm, DEADLINE)?;
+    let share = |tag: &str, read_only| ShareSpec {
+        tag: tag.into(),
+        path: home.path().to_owned(),
+        read_only,
+    };
+    orders.devices.shares = vec![share("inputs", true), share("outputs", false)];
+    orders.devices.net = Some(NetSpec { mac: MacAddress([2, 0, 0, 0, 0, 1]) });
+    let (_far, near) = UnixStream::pair()?;
+    let sockets = DeviceSockets { net: Some(near.into()), shares: Vec::new() };
+    let belongings = Belongings { lock, sockets };
     let program = own_program().context("init has run")?;
     let runtime = tokio::runtime::Runtime::new()?;
     let failed = runtime.block_on(async {
         tokio::select! {
-            launched = launch(&program, &orders, lock) => match launched {
+            launched = launch(&program, &orders, belongings) => match launched {
                 Err(Error::Boot { record, .. }) => Ok(Some(record.reason)),
                 other => bail!("{other:?}"),
             },

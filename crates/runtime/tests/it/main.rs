@@ -2,6 +2,7 @@
 //!
 //! Not libtest's `main` but one that calls `init`: the tests are a program that embeds us.
 
+mod devices;
 mod escapes;
 #[cfg(feature = "libkrun")]
 mod libkrun;
@@ -18,13 +19,15 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial};
 use microsandbox_runtime::{
-    Accel, BUILD, BootStep, BootTimes, Confinement, EndReason, Error, Guest, LaunchConfig, Program,
-    SandboxDir, SandboxLock, SelectedVmm, StartingPoint, VmmKind, init, launch, own_program,
-    probe_kvm, wire::ExecDefaults,
+    Accel, BUILD, BootStep, BootTimes, Confinement, Devices, EndReason, Error, Guest, LaunchConfig,
+    Program, SandboxDir, SandboxLock, SelectedVmm, StartingPoint, VmmKind, init, launch,
+    own_program, probe_kvm, wire::ExecDefaults,
 };
 
 /// Folder with `vmlinux` and `initramfs.cpio`; set by `cargo xtask test`.
 const MSB_TEST_GUEST: &str = "MSB_TEST_GUEST";
+/// Folder with OCI layouts.
+const MSB_TEST_IMAGES: &str = "MSB_TEST_IMAGES";
 
 fn main() -> ExitCode {
     escapes::begin();
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Trial::test("an_ephemeral_sandbox_without_owner_removes_itself", || told(removes_itself)),
         Trial::test("a_probe_is_kept_until_the_host_boots_again", || told(probe_is_kept)),
     ];
+    tests.extend(devices::trials());
     tests.extend(escapes::trials());
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
@@ -48,12 +52,15 @@ fn told(test: fn() -> Result<()>) -> Result<(), libtest_mimic::Failed> {
     test().map_err(|error| format!("{error:?}").into())
 }
 
-#[expect(clippy::disallowed_methods, reason = "tests are told where the guest is")]
+#[expect(clippy::disallowed_methods, reason = "tests are told where guest and images are")]
+fn variable(name: &str) -> Result<OsString> {
+    std::env::var_os(name).with_context(|| {
+        format!("{name} is not set: run `cargo xtask test`, which prepares what tests need")
+    })
+}
+
 fn test_guest() -> Result<Guest> {
-    let folder: OsString = std::env::var_os(MSB_TEST_GUEST).with_context(|| {
-        format!("{MSB_TEST_GUEST} is not set: run `cargo xtask test`, which prepares a guest")
-    })?;
-    let folder = PathBuf::from(folder);
+    let folder = PathBuf::from(variable(MSB_TEST_GUEST)?);
     Ok(Guest {
         kernel: folder.join("vmlinux"),
         initramfs: folder.join("initramfs.cpio"),
@@ -71,6 +78,7 @@ fn orders(dir: &Path, vmm: SelectedVmm, boot_timeout: Duration) -> Result<Launch
         guest: test_guest()?,
         lower: dir.join("lower"),
         vmm,
+        devices: Devices::default(),
         templates: None,
         from: StartingPoint::OwnDisk,
         digests: dir.join("digests.json"),

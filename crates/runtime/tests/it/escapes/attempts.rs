@@ -12,20 +12,18 @@ use std::{
 };
 
 use libc::{EACCES, ECONNREFUSED, ENETUNREACH, ENOENT, EPERM};
-use microsandbox_runtime::{
-    Layer::{self, Landlock, Namespaces, Seccomp},
-    VmmKind,
-};
+use microsandbox_runtime::Layer::{self, Landlock, Namespaces, Seccomp};
 
-use super::{Facts, sys};
+use super::{Facts, Place, sys};
 
 /// One way out.
 pub(super) struct Attempt {
     pub(super) name: &'static str,
     /// Gives an error number, 0 for success.
     pub(super) run: fn(&Facts) -> i32,
-    /// The layers that refuse it alone, each with the errors it may give.
-    pub(super) refused_by: fn(VmmKind) -> Claims,
+    /// The layers that refuse it alone, each with the errors it may give; none: it is its right, and must
+    /// work with all of them.
+    pub(super) refused_by: fn(Place) -> Claims,
     /// An ordinary process can do it: without any layer it must succeed.
     pub(super) control: bool,
 }
@@ -33,7 +31,7 @@ pub(super) struct Attempt {
 const fn open_to_all(
     name: &'static str,
     run: fn(&Facts) -> i32,
-    refused_by: fn(VmmKind) -> Claims,
+    refused_by: fn(Place) -> Claims,
 ) -> Attempt {
     Attempt { name, run, refused_by, control: true }
 }
@@ -45,40 +43,70 @@ const fn privileged(name: &'static str, run: fn(&Facts) -> i32) -> Attempt {
 
 type Claims = &'static [(Layer, &'static [i32])];
 
-fn by_files(_: VmmKind) -> Claims {
+fn by_files(_: Place) -> Claims {
     &[(Landlock, &[EACCES])]
 }
 
-fn by_calls(_: VmmKind) -> Claims {
+fn by_calls(_: Place) -> Claims {
     &[(Seccomp, &[EPERM])]
 }
 
-fn by_files_and_calls(_: VmmKind) -> Claims {
+fn by_files_and_calls(_: Place) -> Claims {
     &[(Landlock, &[EACCES]), (Seccomp, &[EPERM])]
 }
 
 /// Landlock calls what is about processes and sockets not permitted, instead of denied.
-fn by_scope_and_calls(_: VmmKind) -> Claims {
+fn by_scope_and_calls(_: Place) -> Claims {
     &[(Landlock, &[EPERM]), (Seccomp, &[EPERM])]
 }
 
-fn by_all(_: VmmKind) -> Claims {
+fn by_all(_: Place) -> Claims {
     &[(Landlock, &[EACCES, EPERM]), (Namespaces, &[ENETUNREACH, ECONNREFUSED]), (Seccomp, &[EPERM])]
 }
 
-fn by_network_and_calls(_: VmmKind) -> Claims {
+fn by_network_and_calls(_: Place) -> Claims {
     &[(Namespaces, &[ENETUNREACH]), (Seccomp, &[EPERM])]
 }
 
-fn by_ipc_and_calls(_: VmmKind) -> Claims {
+fn by_ipc_and_calls(_: Place) -> Claims {
     &[(Namespaces, &[ENOENT]), (Seccomp, &[EPERM])]
 }
 
 /// QEMU itself has to be executed after the filter is there; its own forbids it from then on.
-fn by_files_or_calls(kind: VmmKind) -> Claims {
-    match kind {
-        VmmKind::Libkrun => by_files_and_calls(kind),
-        VmmKind::Qemu => by_files(kind),
+fn by_files_or_calls(place: Place) -> Claims {
+    match place {
+        Place::Qemu => by_files(place),
+        Place::Libkrun | Place::Sharing => by_files_and_calls(place),
+    }
+}
+
+/// What one that serves a writable share does there is refused elsewhere by the files alone.
+fn by_files_and_calls_if_it_shares_nothing(place: Place) -> Claims {
+    match place {
+        Place::Libkrun | Place::Qemu => by_files_and_calls(place),
+        Place::Sharing => by_files(place),
+    }
+}
+
+/// A backend serves the shares of a QEMU.
+fn allowed_to_libkrun(place: Place) -> Claims {
+    match place {
+        Place::Libkrun | Place::Sharing => &[],
+        Place::Qemu => by_files(place),
+    }
+}
+
+fn allowed_where_it_shares(place: Place) -> Claims {
+    match place {
+        Place::Libkrun | Place::Qemu => by_files(place),
+        Place::Sharing => &[],
+    }
+}
+
+fn a_call_allowed_where_it_shares(place: Place) -> Claims {
+    match place {
+        Place::Libkrun | Place::Qemu => by_files_and_calls(place),
+        Place::Sharing => &[],
     }
 }
 
@@ -106,28 +134,72 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
     open_to_all(
         "make a directory",
         |f| done(fs::create_dir(f.home.join("dir"))),
-        by_files_and_calls,
+        by_files_and_calls_if_it_shares_nothing,
     ),
     open_to_all(
         "rename",
         |f| done(fs::rename(f.home.join("secret"), f.home.join("s"))),
-        by_files_and_calls,
+        by_files_and_calls_if_it_shares_nothing,
     ),
     open_to_all(
         "remove",
         |f| done(fs::remove_file(f.home.join("images/other.erofs"))),
-        by_files_and_calls,
+        by_files_and_calls_if_it_shares_nothing,
     ),
     open_to_all(
         "make a link",
         |f| done(std::os::unix::fs::symlink("/", f.home.join("l"))),
-        by_files_and_calls,
+        by_files_and_calls_if_it_shares_nothing,
     ),
     open_to_all(
         "change a mode",
         |f| {
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
             done(fs::set_permissions(f.home.join("db/msb.db"), mode))
+        },
+        by_calls,
+    ),
+    // Shares: one that is read-only, and one that is writable where there is one.
+    open_to_all("read a share", |f| read(f.home.join("inputs/file")), allowed_to_libkrun),
+    open_to_all("list a share", |f| done(fs::read_dir(f.home.join("inputs"))), allowed_to_libkrun),
+    open_to_all("read above a share", |f| read(f.home.join("inputs/../program")), by_files),
+    open_to_all("write a read-only share", |f| write(f.home.join("inputs/file")), by_files),
+    open_to_all(
+        "make a file in a read-only share",
+        |f| done(File::create(f.home.join("inputs/new"))),
+        by_files,
+    ),
+    open_to_all(
+        "remove from a read-only share",
+        |f| remove(f.home.join("inputs/other")),
+        by_files_and_calls_if_it_shares_nothing,
+    ),
+    open_to_all("write a share", |f| write(f.home.join("outputs/file")), allowed_where_it_shares),
+    open_to_all(
+        "make a file in a share",
+        |f| done(File::create(f.home.join("outputs/new"))),
+        allowed_where_it_shares,
+    ),
+    open_to_all(
+        "make a directory in a share",
+        |f| make_directory(f.home.join("outputs/dir")),
+        a_call_allowed_where_it_shares,
+    ),
+    open_to_all(
+        "rename in a share",
+        |f| rename(f.home.join("outputs/other"), f.home.join("outputs/renamed")),
+        a_call_allowed_where_it_shares,
+    ),
+    open_to_all(
+        "move out of a share",
+        |f| rename(f.home.join("outputs/third"), f.home.join("third")),
+        by_files_and_calls_if_it_shares_nothing,
+    ),
+    open_to_all(
+        "change a mode in a share",
+        |f| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+            done(fs::set_permissions(f.home.join("outputs/file"), mode))
         },
         by_calls,
     ),
@@ -262,6 +334,23 @@ fn read(path: impl AsRef<Path>) -> i32 {
 
 fn write(path: impl AsRef<Path>) -> i32 {
     done(OpenOptions::new().write(true).open(path))
+}
+
+// As libkrun makes these calls; the standard library makes older ones.
+
+/// Paths begin at the root, wherever this process is.
+const HERE: u64 = i64::cast_unsigned(libc::AT_FDCWD as i64);
+
+fn make_directory(path: impl AsRef<Path>) -> i32 {
+    sys::call(libc::SYS_mkdirat, [HERE, sys::path(path), 0o700, 0, 0])
+}
+
+fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> i32 {
+    sys::call(libc::SYS_renameat2, [HERE, sys::path(from), HERE, sys::path(to), 0])
+}
+
+fn remove(path: impl AsRef<Path>) -> i32 {
+    sys::call(libc::SYS_unlinkat, [HERE, sys::path(path), 0, 0, 0])
 }
 
 fn socket(family: i32, kind: i32) -> i32 {
