@@ -71,6 +71,9 @@ const LOADERS: &[&str] = &[
 /// Where libraries are; those of a program outside of `/usr` lie beside it as well.
 const LIBRARIES: &[&str] = &["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"];
 
+/// Where Debian's QEMU looks for firmware, wherever it lies itself.
+const FIRMWARE: &[&str] = &["/usr/share/qemu", "/usr/share/seabios"];
+
 /// Below a prefix such as `/usr`: libraries, modules, and the firmware that a machine begins with.
 const BELOW_PREFIX: &[&str] = &["lib", "lib64", "share/qemu", "share/seabios"];
 
@@ -85,7 +88,7 @@ fn program_files(program: &Path) -> impl Iterator<Item = FileRule> {
         .flat_map(|prefix| BELOW_PREFIX.iter().map(move |name| prefix.join(name)));
     rules(Access::Execute, [found.clone()])
         .chain(rules(Access::Execute, LOADERS.iter().copied()))
-        .chain(rules(Access::Read, LIBRARIES.iter().copied()))
+        .chain(rules(Access::Read, LIBRARIES.iter().chain(FIRMWARE).copied()))
         .chain(rules(Access::Read, below))
         .chain(rules(Access::Read, ["/etc/ld.so.cache"]))
 }
@@ -165,5 +168,6 @@ mod tests {
         };
         assert!(of("/nowhere/me/qemu").iter().all(|path| !path.ends_with("nowhere/lib")));
         assert!(of("/nowhere/me/bin/qemu").contains(&PathBuf::from("/nowhere/me/share/qemu")));
+        assert!(of("/nowhere/me/bin/qemu").contains(&PathBuf::from("/usr/share/qemu")));
     }
 }
