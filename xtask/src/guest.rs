@@ -6,7 +6,8 @@
 //! <home>/guest/current      a line: the build id
 //! ```
 //!
-//! A build is never edited, so a running sandbox keeps the files it started with.
+//! A build is never edited, and removed when there is a newer one and no start holds it: whoever boots
+//! from a build has a shared lock on its folder until the guest is up.
 
 use std::{
     fs,
@@ -43,7 +44,7 @@ impl Guest {
         Ok(Self { kernel, initramfs })
     }
 
-    /// Copies the guest below `home` and makes it the current one; returns its folder.
+    /// Copies the guest below `home`, makes it the current one and removes old ones; returns its folder.
     pub(crate) fn install(&self, home: &Path) -> Result<PathBuf> {
         let guests = home.join("guest");
         fs::create_dir_all(&guests).with_context(|| format!("create {}", guests.display()))?;
@@ -58,6 +59,7 @@ impl Guest {
                 .with_context(|| format!("publish {}", build.display()))?;
         }
         write_current(&guests, &id)?;
+        remove_old(&guests, &id)?;
         Ok(build)
     }
 
@@ -89,12 +91,32 @@ fn write_current(guests: &Path, id: &str) -> Result<()> {
     fs::rename(&fresh, &current).with_context(what)
 }
 
+/// Removes every build but `current` that nobody boots from at this moment.
+fn remove_old(guests: &Path, current: &str) -> Result<()> {
+    let what = || format!("remove old builds from {}", guests.display());
+    let work = tempfile::Builder::new().prefix(".old-").tempdir_in(guests).with_context(what)?;
+    for entry in fs::read_dir(guests).with_context(what)? {
+        let entry = entry.with_context(what)?;
+        let name = entry.file_name();
+        let is_build = entry.file_type().with_context(what)?.is_dir();
+        if !is_build || name == current || name.as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        let build = fs::File::open(entry.path()).with_context(what)?;
+        if build.try_lock().is_ok() {
+            // Whole for whoever finds it in this moment, and then not there.
+            fs::rename(entry.path(), work.path().join(&name)).with_context(what)?;
+        }
+    }
+    work.close().with_context(what)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn changed_part_makes_another_build_and_keeps_the_old_one() {
+    fn changed_part_makes_another_build_and_the_old_one_goes_once_nobody_holds_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let guest = Guest { kernel: path("k"), initramfs: path("i") };
@@ -103,13 +125,19 @@ mod tests {
         let first = guest.install(&path("home")).unwrap();
         assert_eq!(guest.install(&path("home")).unwrap(), first);
 
+        let hold = fs::File::open(&first).unwrap();
+        hold.lock_shared().unwrap();
         fs::write(path("i"), "agent 2").unwrap();
         let second = guest.install(&path("home")).unwrap();
         assert_ne!(first, second);
         assert_eq!(fs::read_to_string(first.join(INITRAMFS)).unwrap(), "agent 1");
         let current = fs::read_to_string(path("home").join("guest/current")).unwrap();
         assert_eq!(path("home").join("guest").join(current.trim_end()), second);
+
+        drop(hold);
+        assert_eq!(guest.install(&path("home")).unwrap(), second);
+        assert!(!first.exists());
         let left = fs::read_dir(path("home").join("guest")).unwrap().count();
-        assert_eq!(left, 3, "two builds and the file that names one");
+        assert_eq!(left, 2, "a build and the file that names it");
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use microsandbox_db::Catalogue;
 use microsandbox_image::ImageStore;
 use microsandbox_runtime::{
-    Accel, Confinement, Guest, GuestStore, KvmProbe, Program, SandboxDir, SelectedVmm,
+    Accel, BuildHold, Confinement, Guest, GuestStore, KvmProbe, Program, SandboxDir, SelectedVmm,
     TemplateLimits, Templates, VmmChoice, confine::UnknownLayer, find_qemu, host_tsc_khz,
     own_program, probe_kvm, select_vmm,
 };
@@ -137,6 +137,18 @@ impl Home {
         Ok(Guest { kernel, arguments: self.kernel_arguments.clone(), ..guest })
     }
 
+    /// As [`Home::guest`], held.
+    fn held_guest(&self) -> MicrosandboxResult<(Guest, Option<BuildHold>)> {
+        let guest = self.guest()?;
+        if let Some(hold) = guest.hold() {
+            return Ok((guest, Some(hold)));
+        }
+        // Another may have been installed in this moment, and this one removed.
+        let guest = self.guest()?;
+        let hold = guest.hold();
+        Ok((guest, hold))
+    }
+
     /// The program that supervises sandboxes: this one if it can, else an installed `msb`.
     pub(crate) fn program(&self) -> MicrosandboxResult<Program> {
         if let Some(program) = own_program() {
@@ -175,7 +187,7 @@ impl Home {
     /// What a sandbox of this home runs with, checked before anything is made.
     pub(crate) async fn machinery(&self) -> MicrosandboxResult<Machinery> {
         let home = self.clone();
-        let guest = on_thread("find-guest", move || home.guest()).await?;
+        let (guest, build) = on_thread("find-guest", move || home.held_guest()).await?;
         guest.check()?;
         let program = self.program()?;
         let (home, probing) = (self.clone(), program.clone());
@@ -194,6 +206,7 @@ impl Home {
         Ok(Machinery {
             program,
             guest,
+            _build: build,
             vmm,
             boot: self.boot,
             templates: Templates::new(self.root.join("templates"), self.template_limits),
@@ -240,10 +253,12 @@ fn absolute(path: PathBuf) -> MicrosandboxResult<PathBuf> {
 }
 
 /// The parts that turn a definition into a machine.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Machinery {
     pub(crate) program: Program,
     pub(crate) guest: Guest,
+    /// Keeps the guest's files where they are.
+    _build: Option<BuildHold>,
     pub(crate) vmm: SelectedVmm,
     /// What machines begin as where their definition does not say.
     pub(crate) boot: BootMode,

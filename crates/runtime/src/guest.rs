@@ -8,13 +8,14 @@
 //! ```
 //!
 //! A build is never edited, so a sandbox that is being started keeps the files it was given. Builds
-//! are installed from outside, or unpacked from a program that carries one (`carried.rs`).
+//! are installed from outside, or unpacked from a program that carries one (`carried.rs`). Whoever installs
+//! one removes those before it that nobody holds ([`Guest::hold`]).
 
 #[cfg(feature = "embed-guest")]
 pub(crate) mod carried;
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
@@ -46,6 +47,14 @@ impl Guest {
         Self { kernel: dir.join(KERNEL), initramfs: dir.join(INITRAMFS), arguments: String::new() }
     }
 
+    /// Keeps the build from being removed until this is dropped; `None` when it is gone already. A VMM
+    /// has read all of it by the time its guest is up.
+    pub fn hold(&self) -> Option<BuildHold> {
+        let dir = File::open(self.initramfs.parent()?).ok()?;
+        dir.lock_shared().ok()?;
+        self.initramfs.exists().then_some(BuildHold { _dir: dir })
+    }
+
     /// Says which file is missing, if one is.
     ///
     /// # Errors
@@ -58,6 +67,12 @@ impl Guest {
         }
         Ok(())
     }
+}
+
+/// A hold on a build: a shared `flock(2)` of its directory.
+#[derive(Debug)]
+pub struct BuildHold {
+    _dir: File,
 }
 
 /// The directory of all builds.
@@ -76,5 +91,23 @@ impl GuestStore {
     pub fn current(&self) -> Guest {
         let current = fs::read_to_string(self.dir.join(CURRENT)).unwrap_or_default();
         Guest::in_dir(&self.dir.join(current.trim()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_held_build_is_not_locked_by_who_would_remove_it() {
+        let home = tempfile::tempdir().unwrap();
+        let guest = Guest::in_dir(home.path());
+        assert!(guest.hold().is_none(), "there is nothing to hold");
+        fs::write(&guest.initramfs, "").unwrap();
+        let dir = File::open(home.path()).unwrap();
+        let hold = guest.hold().unwrap();
+        assert!(dir.try_lock().is_err());
+        drop(hold);
+        dir.try_lock().unwrap();
     }
 }

@@ -47,7 +47,7 @@ pub use error::{Error, Result, explained};
 pub use exec_log::{ExecContent, ExecLogReader, ExecRecord};
 #[cfg(feature = "embed-guest")]
 pub use guest::carried::{CarriedFile, CarriedGuest};
-pub use guest::{Guest, GuestStore};
+pub use guest::{BuildHold, Guest, GuestStore};
 pub use handover::BUILD;
 pub use host_usage::HostUsage;
 pub use launch::{Launched, Owner, launch};
