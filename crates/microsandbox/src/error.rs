@@ -51,6 +51,14 @@ pub enum MicrosandboxError {
         #[source]
         source: std::io::Error,
     },
+    /// Root cannot run sandboxes of a home that is another user's.
+    #[error("run sandboxes as root in {}, which belongs to user {owner}", home.display())]
+    HomeOfAnother {
+        /// The home.
+        home: PathBuf,
+        /// Number of the user.
+        owner: u32,
+    },
     /// An image operation stopped.
     #[error(transparent)]
     Image(microsandbox_image::Error),
@@ -179,6 +187,7 @@ impl MicrosandboxError {
             Self::ExecFailed(_) => "exec_failed",
             Self::ExecTimeout(_) => "exec_timeout",
             Self::File { .. } => "file",
+            Self::HomeOfAnother { .. } => "home_of_another",
             Self::Image(_) => "image",
             Self::InvalidConfig(_) => "invalid_config",
             Self::JobNotFound(_) => "job_not_found",
@@ -214,6 +223,10 @@ impl MicrosandboxError {
             Self::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 Some("make room on the file system that holds MSB_HOME".into())
             }
+            Self::HomeOfAnother { owner, .. } => Some(format!(
+                "run it as that user (sudo -u '#{owner}'), or with a home of root's own (MSB_HOME): \
+                 the processes of a sandbox have no privileges, not even root's"
+            )),
             Self::Image(source) => source.hint(),
             Self::ProgramNotFound => Some(
                 "call microsandbox::reexec::init() first in main, or install msb with `cargo xtask \

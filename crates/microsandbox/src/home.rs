@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -13,6 +14,7 @@ use microsandbox_runtime::{
     own_program, probe_kvm, select_vmm,
 };
 use microsandbox_snapshot::SnapshotStore;
+use rustix::process::geteuid;
 
 use crate::{
     BootMode, MicrosandboxError, MicrosandboxResult, env, names::validate_sandbox_name,
@@ -149,6 +151,16 @@ impl Home {
         Ok((guest, hold))
     }
 
+    /// Root reaches every file by a capability that the processes of a sandbox do without.
+    fn check_owner(&self) -> MicrosandboxResult<()> {
+        let home = fs::metadata(&self.root);
+        let owner = home.map_err(MicrosandboxError::file("find the home", &self.root))?.uid();
+        match geteuid().is_root() && owner != 0 {
+            true => Err(MicrosandboxError::HomeOfAnother { home: self.root.clone(), owner }),
+            false => Ok(()),
+        }
+    }
+
     /// The program that supervises sandboxes: this one if it can, else an installed `msb`.
     pub(crate) fn program(&self) -> MicrosandboxResult<Program> {
         if let Some(program) = own_program() {
@@ -186,6 +198,7 @@ impl Home {
 
     /// What a sandbox of this home runs with, checked before anything is made.
     pub(crate) async fn machinery(&self) -> MicrosandboxResult<Machinery> {
+        self.check_owner()?;
         let home = self.clone();
         let (guest, build) = on_thread("find-guest", move || home.held_guest()).await?;
         guest.check()?;

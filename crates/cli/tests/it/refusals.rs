@@ -1,6 +1,6 @@
 //! Bad input: one line that names the thing and the remedy, 125, and nothing left behind.
 
-use std::{fs, process::Stdio};
+use std::{fs, os::unix::fs::chown, process::Stdio};
 
 use crate::home::Home;
 
@@ -99,6 +99,20 @@ fn machinery_that_is_missing() {
     assert_eq!(ran.code, 125);
     assert!(ran.stderr.starts_with("msb: find the guest kernel at [HOME]/guest/"), "{ran:?}");
     assert_eq!(home.residue(), Vec::<String>::new());
+}
+
+/// Only root can make a home another's, and only to root it matters.
+#[test]
+fn root_in_the_home_of_another() {
+    let home = Home::with_busybox();
+    if chown(home.path(), Some(1234), None).is_err() {
+        return;
+    }
+    let refusal = "msb: run sandboxes as root in [HOME], which belongs to user 1234\n\
+                   hint: run it as that user (sudo -u '#1234'), or with a home of root's own \
+                   (MSB_HOME): the processes of a sandbox have no privileges, not even root's\n";
+    refused(&home, &["run", "-q", "busybox", "--", "true"], refusal);
+    home.check(&["ls", "-q"], 0, "", "");
 }
 
 #[test]
