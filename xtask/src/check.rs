@@ -8,7 +8,8 @@ use crate::{process::Tool, terminal, tidy, workspace};
 const DENY: &str = "cargo-deny@0.20.2";
 
 /// Features that only tests and fuzzing enable.
-const TEST_FEATURES: &str = "microsandbox/stop-at-step,microsandbox-image/fuzz";
+const TEST_FEATURES: &str = "microsandbox/stop-at-step,microsandbox-agent/fuzz,\
+    microsandbox-image/fuzz,microsandbox-runtime/fuzz";
 
 /// Runs every check; the first that fails ends the run.
 pub(crate) fn run() -> Result<()> {

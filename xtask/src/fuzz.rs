@@ -1,10 +1,13 @@
-//! `cargo xtask fuzz`: a minute of hostile bytes for each parser. The fuzzer itself is `crates/image/fuzz`.
+//! `cargo xtask fuzz`: a minute of hostile bytes for each parser. The fuzzer itself is `crates/fuzz`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 
 use crate::{cli::FuzzOptions, process::Tool, terminal, workspace};
+
+/// Those with targets.
+const CRATES: [&str; 3] = ["microsandbox-agent", "microsandbox-image", "microsandbox-runtime"];
 
 /// Builds the fuzzer and runs it; fails with the input that broke something.
 pub(crate) fn run(options: &FuzzOptions) -> Result<()> {
@@ -13,10 +16,12 @@ pub(crate) fn run(options: &FuzzOptions) -> Result<()> {
         None => SystemTime::now().duration_since(UNIX_EPOCH).context("read the clock")?.as_secs(),
     };
     terminal::step(format_args!("Fuzzing, {} s for each target, --seed {seed}", options.seconds));
-    Tool::cargo()
-        .args(["test", "--release", "--quiet", "-p", "microsandbox-image"])
-        .args(["--features", "fuzz", "--test", "fuzz", "--"])
-        .args([options.seconds.to_string(), seed.to_string()])
-        .in_dir(workspace::root())
-        .run()
+    CRATES.iter().try_for_each(|name| {
+        Tool::cargo()
+            .args(["test", "--release", "--quiet", "-p", name])
+            .args(["--features", "fuzz", "--test", "fuzz", "--"])
+            .args([options.seconds.to_string(), seed.to_string()])
+            .in_dir(workspace::root())
+            .run()
+    })
 }

@@ -23,6 +23,9 @@ mod error;
 mod exec;
 mod fd;
 mod files;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod init;
 mod jobs;
 mod link;

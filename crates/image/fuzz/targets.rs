@@ -1,4 +1,4 @@
-//! What is fuzzed. Each target says how it ended, in words without numbers: another ending is another finding.
+//! What is fuzzed: everything that comes from a registry, an archive or a disk.
 
 use std::error::Error;
 use std::ffi::OsStr;
@@ -6,19 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use microsandbox_fuzz::Target;
 use microsandbox_image::ext4::{self, UpperDisk, UpperEntry, UpperEntryKind, UpperOptions};
 use microsandbox_image::{Reference, fuzz};
-
-/// One parser of hostile bytes.
-#[derive(Debug)]
-pub(crate) struct Target {
-    /// Also the name of its corpus.
-    pub(crate) name: &'static str,
-    /// Takes one input; panics where a promise is broken.
-    pub(crate) run: fn(&[u8]) -> String,
-    /// Mends what would stop every mutation at the first check.
-    pub(crate) repair: fn(&mut [u8]),
-}
 
 /// All of them.
 pub(crate) const TARGETS: &[Target] = &[

@@ -62,6 +62,9 @@ pub use record::{
 };
 pub use role::{init, own_program};
 pub use sandbox_dir::SandboxDir;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub use supervisor::fuzz;
 pub use sys::watch_readable;
 pub use template::{TemplateLimits, Templates};
 pub use vmm::{

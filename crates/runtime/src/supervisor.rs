@@ -15,6 +15,8 @@ mod boot;
 mod clock;
 pub(crate) mod confined;
 mod console;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod limits;
 pub(crate) mod machine;
 mod relay;

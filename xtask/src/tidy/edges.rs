@@ -18,24 +18,30 @@ const EDGES: &[(&str, &[&str])] = &[
             "microsandbox-snapshot",
         ],
     ),
-    ("microsandbox-agent", &["microsandbox-archive", "microsandbox-protocol"]),
+    ("microsandbox-agent", &["microsandbox-archive", "microsandbox-fuzz", "microsandbox-protocol"]),
     ("microsandbox-archive", &[]),
     ("microsandbox-cli", &["microsandbox"]),
     ("microsandbox-db", &["microsandbox-migration"]),
-    ("microsandbox-image", &[]),
+    ("microsandbox-fuzz", &[]),
+    ("microsandbox-image", &["microsandbox-fuzz"]),
     ("microsandbox-migration", &[]),
     ("microsandbox-network", &[]),
     ("microsandbox-protocol", &[]),
     (
         "microsandbox-runtime",
-        &["microsandbox-network", "microsandbox-protocol", "microsandbox-snapshot"],
+        &[
+            "microsandbox-fuzz",
+            "microsandbox-network",
+            "microsandbox-protocol",
+            "microsandbox-snapshot",
+        ],
     ),
     ("microsandbox-snapshot", &["microsandbox-archive"]),
     ("xtask", &[]),
 ];
 
 /// Packages whose errors end at a person; elsewhere errors are typed.
-const ANYHOW: [&str; 2] = ["microsandbox-cli", "xtask"];
+const ANYHOW: [&str; 3] = ["microsandbox-cli", "microsandbox-fuzz", "xtask"];
 
 /// Compares what `cargo metadata` says with [`EDGES`], dependencies of tests included.
 pub(super) fn check(metadata: &Value) -> Vec<Fault> {
