@@ -138,7 +138,7 @@ impl Engine {
     }
 
     /// Handles a frame of a stream.
-    pub(crate) fn handle(self: &Rc<Self>, frame: Frame) {
+    pub(crate) fn handle(self: &Rc<Self>, frame: &Frame) {
         let stream = frame.stream;
         let Some(kind) = Kind::from_byte(frame.kind) else {
             return self.outbox.control(stream, &Unsupported { kind: frame.kind });
@@ -151,17 +151,17 @@ impl Engine {
             Kind::Exec => {
                 self.exec(
                     stream,
-                    Exec::from_frame(&frame).map(|exec| (exec, ExecLimits::default())),
+                    Exec::from_frame(frame).map(|exec| (exec, ExecLimits::default())),
                 );
             }
-            Kind::FileCall => self.file_call(&frame),
-            Kind::JobCall => self.job_call(&frame),
+            Kind::FileCall => self.file_call(frame),
+            Kind::JobCall => self.job_call(frame),
             Kind::MetricsCall => {
                 let commands = self.streams.borrow().len() + self.jobs.running();
                 self.outbox.control(stream, &metrics::read(commands));
             }
             Kind::LimitedExec => {
-                let limited = LimitedExec::from_frame(&frame);
+                let limited = LimitedExec::from_frame(frame);
                 self.exec(stream, limited.map(|LimitedExec { exec, limits }| (exec, limits)));
             }
             Kind::Credit | Kind::Kill | Kind::Resize | Kind::Signal | Kind::Stdin
@@ -170,13 +170,12 @@ impl Engine {
                 self.jobs.handle(kind, frame);
             }
             Kind::Stdin => self.with(stream, |session| {
-                let end = frame.is_end();
-                if session.push_input(frame.body, end).is_err() {
+                if session.push_input(&frame.body, frame.is_end()).is_err() {
                     session.family.kill_all();
                 }
             }),
             Kind::Credit => {
-                self.decoded(&frame, |session, Credit { bytes }| session.credit.grant(bytes));
+                self.decoded(frame, |session, Credit { bytes }| session.credit.grant(bytes));
             }
             Kind::Detach => self.with(stream, |session| {
                 if session.can_detach() && !self.jobs.is_full() {
@@ -185,16 +184,16 @@ impl Engine {
                     self.outbox.control(stream, &Unsupported { kind: frame.kind });
                 }
             }),
-            Kind::Signal => self.decoded(&frame, |session, signal| {
+            Kind::Signal => self.decoded(frame, |session, signal| {
                 let microsandbox_protocol::Signal { signal } = signal;
                 if let Ok(signal) = Signal::try_from(signal) {
                     // ESRCH: it has just ended.
                     let _ = session.family.signal(signal);
                 }
             }),
-            Kind::Resize => self.decoded(&frame, |session, Resize { size }| session.resize(size)),
+            Kind::Resize => self.decoded(frame, |session, Resize { size }| session.resize(size)),
             Kind::Kill => {
-                self.decoded(&frame, |session, Kill {}| session.family.kill_all());
+                self.decoded(frame, |session, Kill {}| session.family.kill_all());
                 self.forget(stream);
             }
             _ => self.outbox.control(stream, &Unsupported { kind: frame.kind }),

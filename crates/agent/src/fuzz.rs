@@ -64,7 +64,7 @@ async fn play(bytes: &[u8]) -> String {
         let mut inbox = Inbox::new(Rc::clone(&port), FrameDecoder::default());
         let end = loop {
             match inbox.next().await {
-                Ok(Some(frame)) => engine.handle(frame),
+                Ok(Some(frame)) => engine.handle(&frame),
                 Ok(None) => break "the host has gone".to_owned(),
                 Err(error) => break format!("{error:?}"),
             }
@@ -107,9 +107,9 @@ fn engine(outbox: &Outbox, reaper: &Rc<Reaper>) -> Rc<Engine> {
         is_root: false,
     };
     let engine = Engine::new(ground, outbox.clone(), Rc::clone(reaper));
-    engine.handle(cat().to_frame(COMMAND));
+    engine.handle(&cat().to_frame(COMMAND));
     let operation = JobOperation::StartOnTerminal { exec: cat(), limits: ExecLimits::default() };
-    engine.handle(JobCall { window: WINDOW, operation }.to_frame(JOB));
+    engine.handle(&JobCall { window: WINDOW, operation }.to_frame(JOB));
     engine.stop_accepting();
     engine
 }

@@ -259,7 +259,7 @@ impl Jobs {
 
     /// Handles a frame of a client that looks at a job. One that makes no sense, or leaves, ends the
     /// look and not the job.
-    pub(crate) fn handle(&self, kind: Kind, frame: Frame) {
+    pub(crate) fn handle(&self, kind: Kind, frame: &Frame) {
         let stream = frame.stream;
         let viewer = self.viewers.borrow().get(&stream).cloned();
         if viewer.is_some_and(|viewer| !viewer.handle(kind, frame)) {

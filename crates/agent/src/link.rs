@@ -247,14 +247,18 @@ pub(crate) struct Piece {
     len: usize,
 }
 
+/// Most bytes of one piece. With its header it is a whole number of what the port takes at once,
+/// 32 KiB (`port_fops_write`): ten bytes more would cost a system call and a turn of the device.
+pub(crate) const PIECE_MAX: usize = MAX_BULK_LEN - HEADER_LEN;
+
 impl Default for Piece {
     fn default() -> Self {
-        Self { bytes: vec![0; HEADER_LEN + MAX_BULK_LEN].into_boxed_slice(), len: 0 }
+        Self { bytes: vec![0; HEADER_LEN + PIECE_MAX].into_boxed_slice(), len: 0 }
     }
 }
 
 impl Piece {
-    /// Where the bytes go: at most [`MAX_BULK_LEN`].
+    /// Where the bytes go: at most [`PIECE_MAX`].
     pub(crate) fn room(&mut self) -> &mut [u8] {
         &mut self.bytes[HEADER_LEN..]
     }

@@ -141,7 +141,7 @@ impl Agent {
             };
             tokio::select! {
                 frame = frame => match frame? {
-                    Some(frame) => self.handle(frame),
+                    Some(frame) => self.handle(&frame),
                     None => {
                         self.end_commands(Duration::ZERO).await;
                         return Ok(End::HostGone);
@@ -156,27 +156,27 @@ impl Agent {
         }
     }
 
-    fn handle(&mut self, frame: Frame) {
+    fn handle(&mut self, frame: &Frame) {
         match (Kind::from_byte(frame.kind), frame.stream) {
-            (Some(Kind::Ping), stream) => match Ping::from_frame(&frame) {
+            (Some(Kind::Ping), stream) => match Ping::from_frame(frame) {
                 Ok(Ping { token }) => self.outbox.control(stream, &Pong { token }),
                 Err(_) => self.outbox.control(stream, &Unsupported { kind: frame.kind }),
             },
-            (Some(Kind::Shutdown), 0) => match Shutdown::from_frame(&frame) {
+            (Some(Kind::Shutdown), 0) => match Shutdown::from_frame(frame) {
                 Ok(Shutdown { grace_ms }) => self.shut_down(grace_ms),
                 Err(_) => self.outbox.control(0, &Unsupported { kind: frame.kind }),
             },
             (Some(Kind::Hold), 0) => self.outbox.hold(),
             (Some(Kind::Release), 0) => self.outbox.release(),
-            (Some(Kind::Rebirth), 0) => match Rebirth::from_frame(&frame) {
+            (Some(Kind::Rebirth), 0) => match Rebirth::from_frame(frame) {
                 Ok(rebirth) => self.be_reborn(&rebirth),
                 Err(_) => self.outbox.control(0, &Unsupported { kind: frame.kind }),
             },
-            (Some(Kind::Become), 0) => match Become::from_frame(&frame) {
+            (Some(Kind::Become), 0) => match Become::from_frame(frame) {
                 Ok(orders) => self.become_one(orders),
                 Err(_) => self.outbox.control(0, &Unsupported { kind: frame.kind }),
             },
-            (Some(Kind::SetClock), 0) => match SetClock::from_frame(&frame) {
+            (Some(Kind::SetClock), 0) => match SetClock::from_frame(frame) {
                 Ok(SetClock { wall_clock }) => self.set_clock(wall_clock),
                 Err(_) => self.outbox.control(0, &Unsupported { kind: frame.kind }),
             },
@@ -251,7 +251,7 @@ impl Agent {
                 () = self.engine.idle() => break,
                 // Clients that still take output grant credit for it.
                 frame = self.inbox.next() => match frame? {
-                    Some(frame) => self.engine.handle(frame),
+                    Some(frame) => self.engine.handle(&frame),
                     None => return Ok(()),
                 },
             }

@@ -92,13 +92,17 @@ pub struct FrameDecoder {
 impl FrameDecoder {
     /// Where received bytes are appended.
     ///
-    /// Room for the rest of a frame that has begun is reserved, so a bulk body is stored once.
+    /// Room for the rest of a frame that has begun is reserved, so a bulk body is stored once. While
+    /// there is enough, nothing is: more would move what has come of the frame. Memory of frames that
+    /// were dropped is used again.
     pub fn buffer(&mut self) -> &mut BytesMut {
         let missing = match self.announced() {
             Some(whole) => whole.saturating_sub(self.buffer.len()),
             None => 0,
         };
-        self.buffer.reserve(missing.max(READ_ROOM));
+        if self.buffer.capacity() - self.buffer.len() < missing.max(LEAST_ROOM) {
+            self.buffer.reserve(missing.max(READ_ROOM));
+        }
         &mut self.buffer
     }
 
@@ -133,8 +137,11 @@ impl FrameDecoder {
     }
 }
 
-/// Least room offered to a reader: one read takes several small frames.
+/// Room that is made for a reader: one read takes several small frames.
 const READ_ROOM: usize = 64 << 10;
+
+/// Least room that a reader is offered: what the console port gives at once.
+const LEAST_ROOM: usize = 4 << 10;
 
 fn encode_header(stream: StreamId, kind: u8, flags: u8, body_len: usize) -> [u8; HEADER_LEN] {
     assert!(body_len <= MAX_BODY_LEN, "a frame body is split before it is framed");

@@ -4,15 +4,15 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
-use bytes::{Buf, Bytes};
 use microsandbox_protocol::{
     Credit, DEFAULT_WINDOW_BYTES, ReceiveWindow, StdinClosed, StreamId, WindowExceeded,
 };
 use nix::errno::Errno;
+use nix::unistd::write;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-use crate::fd::write_some;
+use crate::fd::{Widen, write_some, write_with};
 use crate::link::Outbox;
 
 /// Bytes on their way to a command; never more than the window.
@@ -24,7 +24,9 @@ pub(crate) struct Input {
 
 #[derive(Debug)]
 struct State {
-    queue: VecDeque<Bytes>,
+    /// Copies: the memory of frames is free again for the next ones. Fresh pages for each would cost
+    /// an emulated processor several times what copying does.
+    queue: VecDeque<u8>,
     window: ReceiveWindow,
     /// The client sends no more.
     ended: bool,
@@ -60,16 +62,14 @@ impl Input {
     ///
     /// # Errors
     /// The client sent more than it was granted.
-    pub(crate) fn push(&self, bytes: Bytes, end: bool) -> Result<(), WindowExceeded> {
+    pub(crate) fn push(&self, bytes: &[u8], end: bool) -> Result<(), WindowExceeded> {
         let mut state = self.state.borrow_mut();
         state.window.receive(bytes.len())?;
         if state.closed || state.ended {
             return Ok(());
         }
         state.ended = end;
-        if !bytes.is_empty() {
-            state.queue.push_back(bytes);
-        }
+        state.queue.extend(bytes);
         self.changed.notify_one();
         Ok(())
     }
@@ -80,57 +80,54 @@ impl Input {
             Sink::Pipe(pipe) => pipe,
             Sink::Terminal(master) => master,
         };
-        while let Some(bytes) = self.next().await {
-            if let Err(errno) = self.write(target, bytes, stream, outbox).await {
-                return self.close(errno, stream, outbox);
+        let widen = Widen::default();
+        while self.filled().await {
+            match write_with(target, |target| self.write(target, &widen)).await {
+                Ok(written) => self.grant(written, stream, outbox),
+                Err(errno) => return self.close(errno, stream, outbox),
             }
         }
         if let Sink::Terminal(master) = sink {
-            let end = Bytes::from_static(END_OF_TRANSMISSION);
             // A terminal that is gone needs no end.
-            let _ = write_some(master, &end).await;
+            let _ = write_some(master, END_OF_TRANSMISSION).await;
         }
     }
 
-    /// The next bytes to write; `None` after the last.
-    async fn next(&self) -> Option<Bytes> {
+    /// Returns once there is something to write; false: nothing comes any more.
+    async fn filled(&self) -> bool {
         loop {
-            let ended = {
-                let mut state = self.state.borrow_mut();
-                if let Some(bytes) = state.queue.pop_front() {
-                    return Some(bytes);
+            {
+                let state = self.state.borrow();
+                if !state.queue.is_empty() || state.ended {
+                    return !state.queue.is_empty();
                 }
-                state.ended
-            };
-            if ended {
-                return None;
             }
             self.changed.notified().await;
         }
     }
 
-    async fn write(
-        &self,
-        target: &AsyncFd<OwnedFd>,
-        mut bytes: Bytes,
-        stream: StreamId,
-        outbox: &Outbox,
-    ) -> Result<(), Errno> {
-        while !bytes.is_empty() {
-            let written = write_some(target, &bytes).await?;
-            bytes.advance(written);
-            let grant = self.state.borrow_mut().window.consume(written);
-            if let Some(bytes) = grant {
-                outbox.control(stream, &Credit { bytes });
-            }
+    /// Writes what is in front; gives how much was taken.
+    fn write(&self, target: &OwnedFd, widen: &Widen) -> Result<usize, Errno> {
+        let mut state = self.state.borrow_mut();
+        let (front, _) = state.queue.as_slices();
+        let written = write(target, front)?;
+        if written < front.len() {
+            widen.filled(target);
         }
-        Ok(())
+        state.queue.drain(..written);
+        Ok(written)
+    }
+
+    fn grant(&self, written: usize, stream: StreamId, outbox: &Outbox) {
+        if let Some(bytes) = self.state.borrow_mut().window.consume(written) {
+            outbox.control(stream, &Credit { bytes });
+        }
     }
 
     fn close(&self, errno: Errno, stream: StreamId, outbox: &Outbox) {
         let mut state = self.state.borrow_mut();
         state.closed = true;
-        state.queue.clear();
+        state.queue = VecDeque::new();
         outbox.control(stream, &StdinClosed { errno: errno as i32 });
     }
 }

@@ -3,15 +3,16 @@
 
 use std::os::fd::OwnedFd;
 
-use microsandbox_protocol::{Kind, MAX_BULK_LEN, StreamId};
+use microsandbox_protocol::{Kind, StreamId};
 use nix::errno::Errno;
 use nix::unistd::read;
 use tokio::io::unix::AsyncFd;
 use tokio::task::yield_now;
 
 use crate::exec::flow::{Drain, OutputCredit};
+use crate::fd::{PIPE_BYTES, Widen};
 use crate::jobs::JobRecord;
-use crate::link::Outbox;
+use crate::link::{Outbox, PIECE_MAX};
 
 /// Most bytes a pipe or terminal can hold for an unprivileged process (`/proc/sys/fs/pipe-max-size`).
 ///
@@ -58,6 +59,7 @@ impl Output<'_> {
     /// Sends output until its end, or until `drain` is over and nothing is left.
     pub(crate) async fn pump(self, drain: &Drain) {
         let mut draining = false;
+        let widen = Widen::default();
         loop {
             self.to.ready().await;
             let ready = tokio::select! {
@@ -73,7 +75,11 @@ impl Output<'_> {
                     Err(_) => return,
                 },
             };
-            match (self.forward(MAX_BULK_LEN).await, ready) {
+            let read = self.forward(PIECE_MAX).await;
+            if matches!(read, Read::Bytes(PIPE_BYTES..)) {
+                widen.filled(self.source);
+            }
+            match (read, ready) {
                 (Read::Bytes(_), _) | (Read::Nothing, None) => {}
                 (Read::Nothing, Some(mut ready)) => ready.clear_ready(),
                 (Read::End, _) => return,
@@ -82,7 +88,7 @@ impl Output<'_> {
         let mut left = PIPE_MAX;
         while left > 0 {
             self.to.ready().await;
-            match self.forward(left.min(MAX_BULK_LEN)).await {
+            match self.forward(left.min(PIECE_MAX)).await {
                 Read::Bytes(len) => left -= len,
                 Read::Nothing | Read::End => return,
             }

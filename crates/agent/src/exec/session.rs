@@ -15,7 +15,6 @@ use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
 
-use bytes::Bytes;
 use microsandbox_protocol::{ExecExited, Kind, StreamId, TerminalSize, Usage, WindowExceeded};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -60,7 +59,7 @@ impl Session {
     ///
     /// # Errors
     /// The client sent more than it was granted.
-    pub(crate) fn push_input(&self, bytes: Bytes, end: bool) -> Result<(), WindowExceeded> {
+    pub(crate) fn push_input(&self, bytes: &[u8], end: bool) -> Result<(), WindowExceeded> {
         self.input.as_ref().map_or(Ok(()), |input| input.push(bytes, end))
     }
 

@@ -4,9 +4,7 @@ use std::cell::OnceCell;
 use std::future;
 use std::rc::Rc;
 
-use microsandbox_protocol::{
-    Credit, Frame, JobGap, Kind, MAX_BULK_LEN, Message, Resize, StreamId, TerminalSize,
-};
+use microsandbox_protocol::{Credit, Frame, JobGap, Kind, Message, Resize, StreamId, TerminalSize};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::tcgetpgrp;
 use tokio::task::AbortHandle;
@@ -14,7 +12,7 @@ use tokio::task::AbortHandle;
 use super::ring::Found;
 use super::{Job, Terminal, View};
 use crate::exec::{Input, OutputCredit, Sink};
-use crate::link::Outbox;
+use crate::link::{Outbox, PIECE_MAX};
 use crate::sys::device::set_terminal_size;
 
 /// A client that looks at a job.
@@ -45,25 +43,22 @@ impl Viewer {
     }
 
     /// Does what the client asks for; false: it leaves, or does not make sense.
-    pub(super) fn handle(&self, kind: Kind, frame: Frame) -> bool {
+    pub(super) fn handle(&self, kind: Kind, frame: &Frame) -> bool {
         match kind {
             Kind::Credit => {
-                let credit = Credit::from_frame(&frame);
+                let credit = Credit::from_frame(frame);
                 credit.map(|Credit { bytes }| self.credit.grant(bytes)).is_ok()
             }
-            Kind::Stdin => {
-                let end = frame.is_end();
-                self.input.push(frame.body, end).is_ok()
-            }
+            Kind::Stdin => self.input.push(&frame.body, frame.is_end()).is_ok(),
             Kind::Resize => {
-                let Ok(Resize { size }) = Resize::from_frame(&frame) else { return false };
+                let Ok(Resize { size }) = Resize::from_frame(frame) else { return false };
                 if let Some(terminal) = &self.terminal {
                     resize(terminal, size);
                 }
                 true
             }
             Kind::Signal => {
-                let signal = microsandbox_protocol::Signal::from_frame(&frame);
+                let signal = microsandbox_protocol::Signal::from_frame(frame);
                 let Ok(microsandbox_protocol::Signal { signal }) = signal else { return false };
                 if let Ok(signal) = Signal::try_from(signal) {
                     // ESRCH: it has just ended.
@@ -98,7 +93,7 @@ impl Viewer {
             let changed = job.changed.notified();
             let has_ended = job.ended.get().is_some();
             let found = match what.output {
-                true => job.ring.read(position, credit.allowed(MAX_BULK_LEN).max(1)),
+                true => job.ring.read(position, credit.allowed(PIECE_MAX).max(1)),
                 false => Found::End,
             };
             match found {
