@@ -5,6 +5,7 @@
 
 mod boot;
 mod cli;
+mod cp;
 mod exec;
 pub(crate) mod home;
 mod image;
@@ -32,6 +33,7 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
     let reports = match &options.scenario {
         Scenario::Boot => vec![boot::run(runs)?],
         Scenario::Cli => vec![cli::run(runs)?],
+        Scenario::Cp => cp::run(runs)?,
         Scenario::Exec => exec::run(runs)?,
         Scenario::Floor { layout, into } => return image::floor(layout, into),
         Scenario::Image => image::run(runs)?,

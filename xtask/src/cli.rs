@@ -164,6 +164,8 @@ pub(crate) enum Scenario {
     Boot,
     /// Commands that only look, with a hundred sandboxes in the catalogue.
     Cli,
+    /// Files between host and sandbox, beside tar through a command.
+    Cp,
     /// The least that taking an image's layers costs; what `image` compares with.
     #[command(hide = true)]
     Floor {
@@ -174,7 +176,7 @@ pub(crate) enum Scenario {
     },
     /// Pull and load to a bootable disk, beside the floor, upstream's msb and umoci.
     Image,
-    /// Commands in a running sandbox: round trips, streams, memory.
+    /// Commands in a running sandbox: round trips, streams beside the raw port, memory.
     Exec,
     /// Raw boot of several kernels in turn.
     Kernel {

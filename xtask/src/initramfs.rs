@@ -13,16 +13,25 @@ const CONSOLE: (u32, u32) = (5, 1);
 /// Type and permission bits, as in `st_mode`.
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
+const LINK: u32 = 0o120_777;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
 /// Packs the agent's program. The same program gives the same bytes.
 pub(crate) fn pack(agent: &[u8]) -> Result<Vec<u8>> {
-    let mut archive = Archive::default();
-    for folder in FOLDERS {
-        archive.add(folder, FOLDER, (0, 0), &[])?;
-    }
-    archive.add("dev/console", CHARACTER_DEVICE, CONSOLE, &[])?;
+    let mut archive = Archive::new()?;
     archive.add("init", PROGRAM, (0, 0), agent)?;
+    archive.end()
+}
+
+/// Packs a shell script in the agent's place, and busybox under the names that it uses.
+pub(crate) fn pack_script(busybox: &[u8], applets: &[&str], script: &str) -> Result<Vec<u8>> {
+    let mut archive = Archive::new()?;
+    archive.add("bin", FOLDER, (0, 0), &[])?;
+    archive.add("bin/busybox", PROGRAM, (0, 0), busybox)?;
+    for applet in applets {
+        archive.add(&format!("bin/{applet}"), LINK, (0, 0), b"busybox")?;
+    }
+    archive.add("init", PROGRAM, (0, 0), script.as_bytes())?;
     archive.end()
 }
 
@@ -33,6 +42,16 @@ struct Archive {
 }
 
 impl Archive {
+    /// One with the folders and the device that every PID 1 needs.
+    fn new() -> Result<Self> {
+        let mut archive = Self::default();
+        for folder in FOLDERS {
+            archive.add(folder, FOLDER, (0, 0), &[])?;
+        }
+        archive.add("dev/console", CHARACTER_DEVICE, CONSOLE, &[])?;
+        Ok(archive)
+    }
+
     fn add(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) -> Result<()> {
         self.entries += 1;
         let links = 1;

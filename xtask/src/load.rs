@@ -3,16 +3,17 @@
 //! `crates/microsandbox/examples/load.rs` does the work over one connection; here it is built and
 //! told what to do, and what guest and host hold is counted.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::Command};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     cli::SetupOptions,
     fixtures, oci,
     proc::{member, to_float},
     process::Tool,
-    setup, terminal, workspace,
+    setup::{self, Installation},
+    terminal, workspace,
 };
 
 const IMAGE: &str = "load:latest";
@@ -20,8 +21,7 @@ const IMAGE: &str = "load:latest";
 /// A sandbox that runs, and the programs that use it. It is removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Loaded {
-    home: PathBuf,
-    msb: PathBuf,
+    pub(crate) installed: Installation,
     load: PathBuf,
     name: &'static str,
 }
@@ -37,7 +37,7 @@ impl Loaded {
             .in_dir(workspace::root())
             .run()?;
         let load = workspace::target()?.join("release/examples/load");
-        let loaded = Self { home, msb: installed.msb, load, name };
+        let loaded = Self { installed, load, name };
         let work = tempfile::tempdir().context("create a temporary folder")?;
         let archive = work.path().join("image.tar");
         oci::write_archive(&fixtures::busybox()?.join("busybox"), &archive)?;
@@ -50,17 +50,23 @@ impl Loaded {
 
     /// `msb` in the home of the sandbox.
     pub(crate) fn msb(&self) -> Tool {
-        Tool::new(&self.msb).env(crate::env::MSB_HOME, &self.home)
+        Tool::new(&self.installed.msb).env(crate::env::MSB_HOME, &self.installed.home)
     }
 
-    /// The program and the home, for those who start it in a way of their own.
-    pub(crate) fn program(&self) -> (&PathBuf, &PathBuf) {
-        (&self.msb, &self.home)
+    /// The program of the image.
+    pub(crate) fn busybox(&self) -> Result<Vec<u8>> {
+        let cat = Command::new(&self.installed.msb)
+            .args(["image", "cat", IMAGE, "/bin/busybox"])
+            .env(crate::env::MSB_HOME, &self.installed.home)
+            .output()
+            .context("start msb")?;
+        ensure!(cat.status.success(), "{}", String::from_utf8_lossy(&cat.stderr));
+        Ok(cat.stdout)
     }
 
     /// Has the example do something and gives what it printed: numbers.
     pub(crate) fn load(&self, words: &[&str]) -> Result<Vec<f64>> {
-        let tool = Tool::new(&self.load).env(crate::env::MSB_HOME, &self.home);
+        let tool = Tool::new(&self.load).env(crate::env::MSB_HOME, &self.installed.home);
         let printed = tool.arg(self.name).args(words).output()?;
         let value: serde_json::Value =
             serde_json::from_str(&printed).with_context(|| format!("read {printed:?}"))?;
@@ -79,7 +85,7 @@ impl Loaded {
 
     /// Process id of the supervisor.
     pub(crate) fn supervisor(&self) -> Result<u64> {
-        let path = self.home.join("sandboxes").join(self.name).join("run.json");
+        let path = self.installed.home.join("sandboxes").join(self.name).join("run.json");
         let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         let record: serde_json::Value = serde_json::from_slice(&text).context("read run.json")?;
         record["pid"].as_u64().context("run.json names the supervisor")

@@ -103,11 +103,11 @@ fn in_lanes(
 
 /// One command; true when its client was killed first.
 fn one_client(loaded: &Loaded, turn: usize, delay: Duration) -> Result<bool> {
-    let (msb, home) = loaded.program();
+    let installed = &loaded.installed;
     let script = "echo begun; (sleep 0.02; echo more) & setsid sleep 0.03; cat";
-    let mut client = Command::new(msb)
+    let mut client = Command::new(&installed.msb)
         .args(["exec", "-i", SANDBOX, "--", "sh", "-c", script])
-        .env(crate::env::MSB_HOME, home)
+        .env(crate::env::MSB_HOME, &installed.home)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

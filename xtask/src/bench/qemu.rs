@@ -1,11 +1,11 @@
-//! The raw floors: QEMU started by hand with a guest, until its agent speaks; booted, and restored from
-//! what was saved of another.
+//! The raw floors: QEMU started by hand with a guest, until its agent speaks, booted or restored from what
+//! was saved of another; and what the console port carries when a guest does nothing but move bytes.
 //!
 //! Same machine and same devices as a sandbox has, and nothing else: no supervisor, no disk
-//! worth reading, no command, nothing checked. What a sandbox takes beyond this is our own work.
+//! worth reading, no relay, nothing checked. What a sandbox takes beyond this is our own work.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{BufRead as _, BufReader, Read as _, Write as _},
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
@@ -13,9 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::initramfs;
 
 /// No machine worth measuring on takes this long.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -117,6 +119,65 @@ impl RawTemplate {
     }
 }
 
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// From the guest.
+    Output,
+    /// To the guest.
+    Input,
+}
+
+/// Bytes in one system call of the guest.
+const BLOCK: u64 = 64 << 10;
+
+/// Moves `bytes`, which are whole blocks, between this program and a guest in which busybox does nothing
+/// but read its port or write to it; the time that took.
+pub(super) fn pump(
+    kernel: &Path,
+    busybox: &[u8],
+    direction: Direction,
+    bytes: u64,
+) -> Result<Duration> {
+    ensure!(bytes.is_multiple_of(BLOCK), "{bytes} bytes are no blocks");
+    let blocks = bytes / BLOCK;
+    let pump = match direction {
+        Direction::Output => format!("dd if=/dev/zero bs={BLOCK} count={blocks} >&3"),
+        Direction::Input => {
+            format!("dd of=/dev/null iflag=fullblock bs={BLOCK} count={blocks} <&3; echo >&3")
+        }
+    };
+    // The port may be open once at a time, and is kept open until the host has everything.
+    let script = format!(
+        "#!/bin/sh\nmount -t devtmpfs dev /dev\nexec 3<>/dev/vport0p1 2>/dev/null\n\
+         echo >&3\n{pump}\nread end <&3\n"
+    );
+    let work = tempfile::tempdir().context("create a temporary folder")?;
+    let packed = work.path().join("initramfs.cpio");
+    fs::write(&packed, initramfs::pack_script(busybox, &["sh", "mount", "dd"], &script)?)
+        .with_context(|| format!("write {}", packed.display()))?;
+    let mut machine = Machine::start(&Guest::new(kernel, &packed)?, Memory::Anonymous)?;
+    machine.hello()?;
+    let port = &mut machine.agent;
+
+    let begun = Instant::now();
+    let mut piece = vec![0; 256 << 10];
+    let mut left = bytes;
+    while left > 0 {
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
+        let moved = match direction {
+            Direction::Output => port.read(&mut piece[..most]).context("read the port")?,
+            Direction::Input => port.write(&piece[..most]).context("write the port")?,
+        };
+        ensure!(moved > 0, "the guest has closed its port with {left} bytes left");
+        left -= moved as u64;
+    }
+    if direction == Direction::Input {
+        port.read_exact(&mut [0]).context("hear that all of it was read")?;
+    }
+    Ok(begun.elapsed())
+}
+
 /// A running QEMU, ended when dropped.
 #[derive(Debug)]
 struct Machine {
@@ -134,8 +195,8 @@ impl Machine {
         };
         command
             .arg("-M")
-            .arg(format!("microvm,acpi=off,isa-serial=off,x-option-roms=off{backend}"))
-            .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
+            .arg(format!("microvm,acpi=off,rtc=off,isa-serial=off,x-option-roms=off{backend}"))
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm"])
             .args(["-m", "512", "-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-no-reboot", "-kernel"])
             .arg(&guest.kernel)
@@ -168,13 +229,9 @@ impl Machine {
         Ok(Self { child, agent, monitor: BufReader::new(monitor) })
     }
 
-    /// Waits for the agent's first bytes.
+    /// Waits for the guest's first byte.
     fn hello(&mut self) -> Result<()> {
-        match self.agent.read(&mut [0; 4096]) {
-            Ok(1..) => Ok(()),
-            Ok(0) => bail!("QEMU ended before the agent spoke"),
-            Err(error) => Err(error).context("wait for the agent"),
-        }
+        self.agent.read_exact(&mut [0]).context("wait for the guest's first byte")
     }
 
     /// Begins to talk with QEMU, and says that memory is no part of what it saves and restores.
@@ -231,5 +288,6 @@ impl Drop for Machine {
 fn pair() -> Result<[UnixStream; 2]> {
     let (ours, theirs) = UnixStream::pair().context("make a socket")?;
     ours.set_read_timeout(Some(DEADLINE)).context("set a deadline")?;
+    ours.set_write_timeout(Some(DEADLINE)).context("set a deadline")?;
     Ok([ours, theirs])
 }
