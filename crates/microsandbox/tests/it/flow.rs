@@ -1,4 +1,4 @@
-//! Flow: a gigabyte each way, and a client that stands still costs nobody else anything.
+//! Flow: hundreds of megabytes each way, and a client that stands still costs nobody else anything.
 
 use std::{
     io::{Read, Write},
@@ -21,39 +21,86 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Bytes of one direction: enough to go through every window many times.
-const BYTES: usize = 64 << 20;
+/// Bytes of each direction: enough to go through every window many times.
+const BYTES: usize = 256 << 20;
 
-/// Bytes that differ from their neighbours wherever a piece is cut out.
+/// Bytes after which the pattern begins again. It is no multiple of any piece.
+const PERIOD: usize = 1_000_003;
+
+/// Two turns of bytes that differ from their neighbours wherever a piece is cut out.
 fn pattern() -> Vec<u8> {
     let mut state = 1_u32;
     let next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         state.to_le_bytes()[3]
     };
-    std::iter::repeat_with(next).take(BYTES).collect()
+    let turn: Vec<u8> = std::iter::repeat_with(next).take(PERIOD).collect();
+    turn.repeat(2)
 }
 
 async fn both_directions() -> Result<()> {
     let sandbox = sandbox("both-directions").create().await?;
-    let data = pattern();
-    let script = "tee /dev/stderr | md5sum >&2";
-    let mut command = sandbox.shell_stream_with(script, |options| options.stdin_pipe()).await?;
+    let none: [&str; 0] = [];
+    let mut command = sandbox.exec_stream_with("cat", |options| options.stdin_pipe()).await?;
+    let _stopped = Stopped::flooded("both-directions")?;
+    let (before, faults) = (memory(&sandbox).await?, page_faults(&sandbox).await?);
     let sink = command.take_stdin().context("it was asked for")?;
-    let sent = data.clone();
     let sending = tokio::spawn(async move {
-        for piece in sent.chunks(100_000) {
-            sink.write(piece).await?;
+        let (pattern, mut sent) = (pattern(), 0);
+        while sent < BYTES {
+            let (at, len) = (sent % PERIOD, (BYTES - sent).min(100_000));
+            sink.write(&pattern[at..at + len]).await?;
+            sent += len;
         }
         sink.close().await
     });
-    let output = command.collect().await?;
+    let (pattern, mut came) = (pattern(), 0);
+    while let Some(event) = command.recv().await {
+        let ExecEvent::Stdout(piece) = event else { continue };
+        let at = came % PERIOD;
+        ensure!(piece == pattern[at..at + piece.len()], "other bytes come after {came}");
+        came += piece.len();
+    }
     sending.await??;
-    let stderr = output.stderr_bytes();
-    ensure!(stderr.len() > BYTES, "{} bytes came back", stderr.len());
-    ensure!(stderr[..BYTES] == data[..], "the bytes that came back are others");
+    ensure!(command.wait().await?.success);
+    ensure!(came == BYTES, "{came} bytes came back");
+    ensure_flat(before, memory(&sandbox).await?)?;
+    let fresh = page_faults(&sandbox).await? - faults;
+    ensure!(fresh < BYTES as u64 / (64 << 10), "the agent took {fresh} fresh pages on the way");
+    ensure!(sandbox.exec("true", none).await?.status().success);
     sandbox.stop().await?;
     Ok(())
+}
+
+/// Pages the agent has been given so far. Each costs an emulated processor as much as to move tens of
+/// kilobytes.
+async fn page_faults(sandbox: &Sandbox) -> Result<u64> {
+    let stat = sandbox.exec("cat", ["/proc/1/stat"]).await?.stdout()?;
+    let fields = stat.rsplit_once(") ").context("the name ends")?.1;
+    // `minflt`, the tenth field of proc_pid_stat(5).
+    fields.split(' ').nth(7).and_then(|count| count.parse().ok()).context("there is a count")
+}
+
+/// A client that takes nothing of what it has asked for, as one under SIGSTOP.
+struct Stopped {
+    _socket: UnixStream,
+}
+
+impl Stopped {
+    /// One whose command writes as much as it can.
+    fn flooded(name: &str) -> Result<Self> {
+        let mut socket = UnixStream::connect(directory(name).join("agent.sock"))?;
+        socket.set_read_timeout(Some(Duration::from_secs(30)))?;
+        // The welcome begins with the first of its streams, in three bytes of seven bits.
+        let mut welcome = [0; 13];
+        socket.read_exact(&mut welcome)?;
+        let digits = welcome[10..].iter().rev();
+        let stream = digits.fold(0, |high, digit| high << 7 | u32::from(digit & 0x7f));
+        // `Exec` as `docs/formats/protocol.md` has it: `cat /dev/zero`, and a window of 512 KiB.
+        let body = [b"\0\x03cat\x01\x09/dev/zero", &[0; 7][..], &[0x80, 0x80, 0x20]].concat();
+        socket.write_all(&frame(stream, 16, &body))?;
+        Ok(Self { _socket: socket })
+    }
 }
 
 /// The median time that `true` takes from a connection of its own.
@@ -84,6 +131,15 @@ async fn memory(sandbox: &Sandbox) -> Result<[u64; 2]> {
     Ok([resident(&host)?, resident(&guest)?])
 }
 
+/// Supervisor and agent hold no more than a window of half a MiB for each of a few clients, and what
+/// allocators keep.
+fn ensure_flat(before: [u64; 2], after: [u64; 2]) -> Result<()> {
+    for (what, (before, after)) in ["supervisor", "agent"].iter().zip(before.iter().zip(after)) {
+        ensure!(after < before + (8 << 10), "{what}: {before} KiB, then {after} KiB");
+    }
+    Ok(())
+}
+
 async fn stands_still() -> Result<()> {
     let name = "stands-still";
     let sandbox = sandbox(name).create().await?;
@@ -101,10 +157,7 @@ async fn stands_still() -> Result<()> {
     let beside = round_trip(name).await?;
     ensure!(beside < usual * 2 + Duration::from_millis(5), "{usual:?}, and {beside:?} beside them");
     let after = memory(&sandbox).await?;
-    for (what, (before, after)) in ["supervisor", "agent"].iter().zip(before.iter().zip(after)) {
-        // A window of half a MiB each, and what allocators keep.
-        ensure!(after < before + (8 << 10), "{what}: {before} KiB, then {after} KiB");
-    }
+    ensure_flat(before, after)?;
     drop(floods);
     sandbox.stop().await?;
     Ok(())
