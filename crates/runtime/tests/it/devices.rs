@@ -17,7 +17,7 @@ use libtest_mimic::Trial;
 use microsandbox_runtime::{
     Accel, AgentClient, Belongings, ColdReason, DeviceSockets, Devices, DiskFormat, DiskSpec,
     ExecUpdate, LaunchConfig, MacAddress, NetSpec, Origin, SandboxDir, SandboxLock, SelectedVmm,
-    ShareSpec, VmmKind, launch, own_program,
+    ShareSpec, TemplateLimits, Templates, VmmKind, launch, own_program,
     wire::{DEFAULT_WINDOW_BYTES, Exec, ExitStatus, Program, StdinMode},
 };
 use tempfile::TempDir;
@@ -56,7 +56,8 @@ impl Machine {
         let mut orders = orders(dir.path(), vmm, DEADLINE)?;
         orders.lower = lower;
         orders.devices = devices;
-        orders.templates = Some(home.path().join("templates"));
+        let templates = home.path().join("templates");
+        orders.templates = Some(Templates::new(templates, TemplateLimits::default()));
         Ok(Self { home, dir, lock, orders })
     }
 
