@@ -195,15 +195,16 @@ fn flip(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// By a line break and what is before it.
 fn cut(path: &Path) -> Result<()> {
     let file = File::options().write(true).open(path)?;
-    Ok(file.set_len(file.metadata()?.len() - 1)?)
+    Ok(file.set_len(file.metadata()?.len() - 2)?)
 }
 
 async fn damaged() -> Result<()> {
     let original = keeper("mender").await?;
     let before = told(&original).await?;
-    let taken = Snapshot::builder("torn").from_sandbox("mender").full().create().await?;
+    let taken = Snapshot::builder("mangled").from_sandbox("mender").full().create().await?;
     let harms: [(&str, Harm); 2] = [("flipped", flip), ("cut", cut)];
     for part in ["upper.ext4", "memory", "devices", "checkpoint.json"] {
         for (what, harm) in harms {
@@ -212,13 +213,13 @@ async fn damaged() -> Result<()> {
     }
     // It says what the others must be; that it is another one only its id tells.
     refused_when(&taken, "snapshot.json", cut).await?;
-    let restored = Sandbox::builder("mended").from_snapshot("torn").create().await?;
+    let restored = Sandbox::builder("mended").from_snapshot("mangled").create().await?;
     for sandbox in [&restored, &original] {
         goes_on(sandbox, &before).await?;
         put_away(sandbox).await?;
     }
-    Snapshot::remove("torn").await?;
-    ensure!(!snapshots_left().contains(&"torn".to_owned()));
+    Snapshot::remove("mangled").await?;
+    ensure!(!snapshots_left().contains(&"mangled".to_owned()));
     Ok(())
 }
 
@@ -229,11 +230,11 @@ async fn refused_when(taken: &Snapshot, part: &str, harm: Harm) -> Result<()> {
     let aside = taken.path().join("aside");
     copy(&path, &aside)?;
     harm(&path)?;
-    let verified = match Snapshot::get("torn") {
+    let verified = match Snapshot::get("mangled") {
         Ok(opened) => opened.verify().await,
         Err(error) => Err(error),
     };
-    let restored = Sandbox::builder("mended").from_snapshot("torn").create().await.map(drop);
+    let restored = Sandbox::builder("mended").from_snapshot("mangled").create().await.map(drop);
     for attempt in [verified, restored] {
         let Err(MicrosandboxError::SnapshotIntegrity(message)) = attempt else {
             anyhow::bail!("{attempt:?}");
