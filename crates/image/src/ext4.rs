@@ -43,12 +43,15 @@ pub struct UpperOptions {
     pub label: Option<String>,
     /// Time of all that is made, in seconds since the epoch.
     pub epoch_seconds: i64,
+    /// Whether [`format`] returns only when the host has the disk on its own, which takes milliseconds. Without,
+    /// a host that dies soon after may have none of it, or a part. On unless it is turned off.
+    pub is_synced: bool,
 }
 
 impl UpperOptions {
     /// A disk of `size_bytes` with this `uuid`.
     pub fn new(size_bytes: u64, uuid: [u8; 16]) -> Self {
-        Self { size_bytes, uuid, label: None, epoch_seconds: 0 }
+        Self { size_bytes, uuid, label: None, epoch_seconds: 0, is_synced: true }
     }
 }
 
@@ -104,10 +107,10 @@ pub fn format(path: &Path, options: &UpperOptions, entries: &[UpperEntry]) -> Re
     let result = write_image(&partial, options, &now).and_then(|()| {
         add_entries(&partial, &later)?;
         fs::rename(&partial, path)?;
-        File::open(
-            path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")),
-        )?
-        .sync_all()?;
+        if options.is_synced {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            File::open(parent.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
+        }
         Ok(())
     });
     result.map_err(|source| {
@@ -174,7 +177,9 @@ fn write_image(
         writer.fill(handle, &mut content)?;
     }
     writer.finish()?;
-    sink.file.sync_all()?;
+    if options.is_synced {
+        sink.file.sync_all()?;
+    }
     Ok(())
 }
 

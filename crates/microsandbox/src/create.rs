@@ -146,8 +146,12 @@ async fn make(
     };
     let defined = define(&home, (config, origin), clock, half_made).await?;
     let Defined { config, image, from, catalogue, id, dir, lock, clock } = defined;
+    let kept = (!config.ephemeral).then(|| dir.clone());
     let sandbox = boot((&machinery, clock), (&image, from), config, (dir, lock)).await?;
     step::reached("create.booted");
+    if let Some(dir) = kept {
+        sync_upper(dir).await?;
+    }
     Ok((sandbox, catalogue, id))
 }
 
@@ -172,6 +176,7 @@ async fn define_only(
         let origin = Origin::find(&home, None, &mut config).await?;
         let start = StartClock::start();
         let defined = define(&home, (config, origin), start, &half_made).await?;
+        sync_upper(defined.dir).await?;
         defined.catalogue.keep_sandboxes(&[defined.id]).await?;
         drop(defined.lock);
         SandboxHandle::find(&home, &defined.config.name).await
@@ -415,8 +420,21 @@ pub(crate) async fn format_upper(path: PathBuf, size_bytes: u64) -> Microsandbox
     File::open(RANDOM)
         .and_then(|mut random| random.read_exact(&mut uuid))
         .map_err(MicrosandboxError::file("read", RANDOM))?;
-    let format = move || ext4::format(&path, &ext4::UpperOptions::new(size_bytes, uuid), &[]);
-    on_thread("format-upper", format).await
+    let mut options = ext4::UpperOptions::new(size_bytes, uuid);
+    // `sync_upper` does it once the sandbox runs, if it is kept at all.
+    options.is_synced = false;
+    on_thread("format-upper", move || ext4::format(&path, &options, &[])).await
+}
+
+/// Brings the writable disk to the host's: a sandbox that is kept has one whatever becomes of the host.
+async fn sync_upper(dir: SandboxDir) -> MicrosandboxResult<()> {
+    let sync = move || {
+        [dir.upper_path(), dir.path().to_owned()].into_iter().try_for_each(|path| {
+            let synced = File::open(&path).and_then(|file| file.sync_all());
+            synced.map_err(MicrosandboxError::file("sync", &path))
+        })
+    };
+    on_thread("sync-upper", sync).await
 }
 
 pub(crate) fn to_json(config: &SandboxConfig) -> MicrosandboxResult<String> {
