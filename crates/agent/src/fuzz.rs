@@ -1,5 +1,6 @@
 //! A door for the fuzzer to what a host says to an agent. Behind the feature `fuzz`; no part of the API.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -7,8 +8,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use microsandbox_protocol::{
-    Credit, Exec, ExecDefaults, ExecLimits, Frame, FrameDecoder, JobCall, JobOperation, Kind,
-    Message, Program, StdinMode, StreamId, opening_window,
+    Credit, Exec, ExecLimits, Frame, FrameDecoder, JobCall, JobOperation, Kind, Message, Program,
+    StdinMode, StreamId, opening_window,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -100,7 +101,7 @@ async fn play(bytes: &[u8]) -> String {
 fn engine(outbox: &Outbox, reaper: &Rc<Reaper>) -> Rc<Engine> {
     let open = |path| File::options().read(true).open(path).expect("every system has it");
     let ground = Ground {
-        defaults: ExecDefaults::default(),
+        defaults: RefCell::default(),
         cgroups: None,
         agent: open("/proc/self/exe"),
         null: open("/dev/null"),

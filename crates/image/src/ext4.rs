@@ -43,7 +43,7 @@ pub struct UpperOptions {
     pub label: Option<String>,
     /// Time of all that is made, in seconds since the epoch.
     pub epoch_seconds: i64,
-    /// Whether [`format`] returns only when the host has the disk on its own, which takes milliseconds. Without,
+    /// Whether [`format()`] returns only when the host has the disk on its own, which takes milliseconds. Without,
     /// a host that dies soon after may have none of it, or a part. On unless it is turned off.
     pub is_synced: bool,
 }
