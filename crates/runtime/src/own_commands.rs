@@ -10,8 +10,8 @@ pub const CLONE_HOOK: &str = "/etc/microsandbox/on-clone";
 /// Longest that the hook may take.
 const HOOK_WITHIN_MS: u64 = 60_000;
 
-/// Proves a sandbox usable: it goes through the whole exec path and needs nothing of the image. A boot is
-/// ready when it has passed, and a ping is how long it takes.
+/// Proves a sandbox usable: it goes through the whole exec path and needs nothing of the image. A machine
+/// is ready when it has passed, and a ping is how long it takes.
 pub(crate) fn self_test() -> Exec {
     command(Program::SelfTest)
 }

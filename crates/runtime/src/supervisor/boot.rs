@@ -63,8 +63,16 @@ pub(super) enum Beginning<'a> {
     Saved(&'a Arc<Checkpoint>),
 }
 
-/// Starts the sandbox's machine with copies of `sockets`, puts it into `slot` and brings it to a first finished command, cold
-/// or from what it is to begin as. Fills in `record`.
+impl Beginning<'_> {
+    /// Whether the machine has passed a [`self_test`] and nothing was run in it since. Its memory is checked to
+    /// be the one that passed; a second test takes longer than all the rest of such a start.
+    const fn has_run_a_command(self) -> bool {
+        matches!(self, Self::ImageTemplate(_))
+    }
+}
+
+/// Starts the sandbox's machine with copies of `sockets`, puts it into `slot` and brings it to where it
+/// takes commands, cold or from what it is to begin as. Fills in `record`.
 ///
 /// # Cancel safety
 /// The machine is in its slot.
@@ -131,11 +139,16 @@ async fn bring_up(
             machine.agent.send(Rebirth { wall_clock, entropy, hostname }.to_frame(0));
         }
     }
-    // Behind it at once: the agent keeps it until it is ready, which saves a round trip.
-    machine.agent.send(self_test().to_frame(OWN_STREAM));
+    let is_proven = beginning.has_run_a_command();
+    if !is_proven {
+        // Behind it at once: the agent keeps it until it is ready, which saves a round trip.
+        machine.agent.send(self_test().to_frame(OWN_STREAM));
+    }
     let ready = machine.ready(deadline).await?;
     times.agent_ready_us = elapsed_us(config);
-    machine.pass_self_test(deadline).await?;
+    if !is_proven {
+        machine.pass_self_test(deadline).await?;
+    }
     if config.from.is_clone() {
         machine.agent.send(clone_hook().to_frame(OWN_STREAM));
         machine.pass_clone_hook(deadline).await?;
