@@ -20,7 +20,7 @@ mod shape;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -106,9 +106,11 @@ impl Checkpoint {
         &self.manifest.shape
     }
 
-    /// Bytes that its files take.
+    /// Bytes that its files take on the disk of the host.
     pub fn size_bytes(&self) -> u64 {
-        self.manifest.memory.stored_bytes() + self.manifest.devices.size_bytes
+        // The writable disk is mostly holes.
+        let upper = fs::metadata(self.dir.join(UPPER)).map_or(0, |file| file.blocks() * 512);
+        self.manifest.memory.stored_bytes() + self.manifest.devices.size_bytes + upper
     }
 
     /// Fills a machine's memory, all zeros before, and checks what it is filled with. Blocks.

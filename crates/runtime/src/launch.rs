@@ -120,7 +120,7 @@ pub async fn launch(
     let supervisor = command.spawn().map_err(failed)?;
     drop(command);
     let handed_over = handover::send(&control, Role::Supervisor, &profile, &[]).and_then(|()| {
-        let orders = (config, &plan.shapes, step::armed());
+        let orders = (config, &plan.shapes, step::handed_on());
         handover::send(&control, Role::Supervisor, &orders, &belongings.descriptors())
     });
     control.set_nonblocking(true).map_err(failed)?;

@@ -11,7 +11,8 @@ mod armed {
 
     static STEP: Mutex<Option<String>> = Mutex::new(None);
 
-    /// Stops this process, once, when it or a supervisor it starts reaches `step`.
+    /// Stops this process, once, when it or a supervisor it starts reaches `step`: the first one alone
+    /// where the step is a supervisor's.
     pub fn stop_at(step: Option<String>) {
         *STEP.lock().unwrap_or_else(PoisonError::into_inner) = step;
     }
@@ -25,9 +26,11 @@ mod armed {
         *CALL.lock().unwrap_or_else(PoisonError::into_inner) = Some((step, call));
     }
 
-    /// The step at which this process is to stop.
-    pub(crate) fn armed() -> Option<String> {
-        STEP.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The step at which a supervisor that is started now is to stop.
+    pub(crate) fn handed_on() -> Option<String> {
+        let mut step = STEP.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_theirs = step.as_ref().is_some_and(|step| step.starts_with("supervisor."));
+        if is_theirs { step.take() } else { step.clone() }
     }
 
     /// A step is done.
@@ -36,8 +39,9 @@ mod armed {
         if let Some((_, call)) = call.filter(|(at, _)| *at == step) {
             call();
         }
-        if armed().as_deref() == Some(step) {
-            stop_at(None);
+        let mut armed = STEP.lock().unwrap_or_else(PoisonError::into_inner);
+        if armed.take_if(|armed| armed == step).is_some() {
+            drop(armed);
             // Stops every thread until somebody sends SIGCONT; cannot fail for one's own process.
             let _stopped = raise(Signal::SIGSTOP);
         }
@@ -48,7 +52,7 @@ mod armed {
 mod armed {
     pub(crate) fn stop_at(_step: Option<String>) {}
 
-    pub(crate) fn armed() -> Option<String> {
+    pub(crate) fn handed_on() -> Option<String> {
         None
     }
 

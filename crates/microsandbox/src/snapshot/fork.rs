@@ -1,5 +1,8 @@
 //! Forking: a running sandbox becomes several, in one pause.
 
+use std::{num::NonZero, thread};
+
+use futures_util::{StreamExt as _, stream};
 use microsandbox_db::SandboxId;
 use microsandbox_runtime::{SandboxDir, step};
 
@@ -54,21 +57,30 @@ pub(crate) async fn fork(
     }
 }
 
-/// Puts the children into `children`. All of them are kept at once: those of a process that dies
-/// before go with it.
+/// Puts the children into `children`, started as many at once as there are processors. All of them are
+/// kept at once: those of a process that dies before go with it.
 async fn make(
     home: &Home,
     definitions: impl Iterator<Item = SandboxConfig>,
     other: &Other,
     children: &mut Vec<Sandbox>,
 ) -> MicrosandboxResult<()> {
+    let at_once = thread::available_parallelism().map_or(1, NonZero::get);
+    let starts = definitions.map(|child| create::create_unkept(child, other.clone().into()));
+    let started: Vec<_> = stream::iter(starts).buffered(at_once).collect().await;
     let mut ids: Vec<SandboxId> = Vec::new();
-    for definition in definitions {
-        let (child, id) = create::create_unkept(definition, other.clone().into()).await?;
-        children.push(child);
-        ids.push(id);
-        step::reached("fork.child");
+    let mut failed = None;
+    for start in started {
+        match start {
+            Ok((child, id)) => {
+                children.push(child);
+                ids.push(id);
+            }
+            Err(error) => failed = failed.or(Some(error)),
+        }
     }
+    failed.map_or(Ok(()), Err)?;
+    step::reached("fork.children");
     home.catalogue().await?.keep_sandboxes(&ids).await?;
     step::reached("fork.kept");
     Ok(())

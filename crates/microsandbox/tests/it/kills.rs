@@ -105,7 +105,7 @@ const CASES: &[Case] = &[
     ("fork", "fork.taken", &[(Owner, Nothing)]),
     ("fork", "supervisor.vmm", &[(Owner, Nothing), (Supervisor, Nothing), (Vmm, Nothing)]),
     ("fork", "supervisor.hello", &[(Owner, Nothing), (Supervisor, Nothing), (Vmm, Nothing)]),
-    ("fork", "fork.child", &[(Owner, Nothing), (Supervisor, Either), (Vmm, Either)]),
+    ("fork", "fork.children", &[(Owner, Nothing), (Supervisor, Either), (Vmm, Either)]),
     ("fork", "fork.kept", &[(Owner, New)]),
 ];
 
@@ -144,8 +144,7 @@ async fn survive(
         .spawn()?;
     let mut owner = Guard { owner, name };
     let owner = &mut owner.owner;
-    let subject = subject(operation, name, step);
-    let stopped = stopped_process(owner, &subject).await?;
+    let (stopped, subject) = stopped_process(owner, subjects(operation, name, step)).await?;
     let killed = match victim {
         Owner => owner.id(),
         Supervisor => supervisor(&subject)?,
@@ -192,13 +191,13 @@ async fn survive(
     clear_away(name).await
 }
 
-/// Whose processes are killed: those of the sandbox, or of the first child of a fork that has begun to
-/// make children.
-fn subject(operation: &str, name: &str, step: &str) -> String {
+/// One of whose processes stops and is killed: the sandbox, or a child of a fork that has begun to make
+/// children.
+fn subjects(operation: &str, name: &str, step: &str) -> Vec<String> {
     match (operation, step) {
-        ("fork", "snapshot.saved" | "fork.taken" | "fork.kept") => name.to_owned(),
-        ("fork", _) => children(name)[0].clone(),
-        _ => name.to_owned(),
+        ("fork", "snapshot.saved" | "fork.taken" | "fork.kept") => vec![name.to_owned()],
+        ("fork", _) => children(name).into(),
+        _ => vec![name.to_owned()],
     }
 }
 
@@ -359,17 +358,19 @@ async fn operate(operation: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The process that has stopped at its step: the owner or the supervisor.
-async fn stopped_process(owner: &mut Child, name: &str) -> Result<u32> {
+/// The process that has stopped at its step, the owner or a supervisor, and whose that is.
+async fn stopped_process(owner: &mut Child, subjects: Vec<String>) -> Result<(u32, String)> {
     let mut stopped = None;
     eventually("a process at its step", async || {
         ensure!(owner.try_wait()?.is_none(), "the operation ended before its step");
-        let candidates = [Some(owner.id()), supervisor(name).ok()];
-        stopped = candidates.into_iter().flatten().find(|pid| is_stopped(*pid));
+        let owners = subjects.iter().map(|name| (owner.id(), name));
+        let supervisors = subjects.iter().filter_map(|name| Some((supervisor(name).ok()?, name)));
+        stopped = owners.chain(supervisors).find(|(pid, _)| is_stopped(*pid));
         Ok(stopped.is_some())
     })
     .await?;
-    stopped.context("a process at its step")
+    let (pid, name) = stopped.context("a process at its step")?;
+    Ok((pid, name.clone()))
 }
 
 /// The supervisor of the run that is on record.
