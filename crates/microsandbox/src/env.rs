@@ -9,7 +9,7 @@
 //! | `MSB_MAX_TEMPLATES`, `MSB_MAX_TEMPLATES_MIB` | most templates that are kept, and most space that they take; `0`: none | 16, 1024 |
 //! | `MSB_KERNEL` | guest kernel to boot, an uncompressed ELF | the installed one |
 //! | `MSB_KERNEL_ARGS` | more words for its command line; `ignore_loglevel` shows its whole boot in `msb logs --source kernel` | none |
-//! | `MSB_KVM_PROBE` | `skip`: KVM is taken to work wherever it opens | `auto` |
+//! | `MSB_KVM_PROBE` | `skip`: KVM is taken to work wherever it opens, and the kernel tells of its whole boot | `auto` |
 //! | `MSB_CONFINEMENT` | `auto`: every layer the host has; `required`: refuse to start without one; `off`; or names of layers (`landlock`, `namespaces`, `seccomp`) with commas between | `auto` |
 //! | `MSB_LOG` | log directives, as `RUST_LOG` has them | `warn` |
 //! | `MSB_OFFLINE` | `1`: pulls never touch the network | `0` |

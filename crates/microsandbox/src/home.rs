@@ -66,7 +66,7 @@ impl Home {
             invalid(format!("{}: {unknown}", env::MSB_CONFINEMENT))
         })?;
         let confinement = confinement.unwrap_or_default();
-        let kernel_arguments = env::read_text(env::MSB_KERNEL_ARGS).unwrap_or_default();
+        let mut kernel_arguments = env::read_text(env::MSB_KERNEL_ARGS).unwrap_or_default();
         let skip_probe = match env::read_text(env::MSB_KVM_PROBE).as_deref() {
             None | Some("auto") => false,
             Some("skip") => true,
@@ -74,6 +74,10 @@ impl Home {
                 return Err(invalid(format!("MSB_KVM_PROBE is {other:?}, not auto or skip")));
             }
         };
+        if skip_probe {
+            // Whoever tries such a KVM wants to see how far a kernel gets on it.
+            kernel_arguments.insert_str(0, "ignore_loglevel ");
+        }
         let log = env::read_text(env::MSB_LOG).unwrap_or_else(|| "warn".into());
         Ok(Self {
             root,

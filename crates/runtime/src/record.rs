@@ -276,7 +276,9 @@ impl EndReason {
             Self::BootFailed { step: BootStep::Vmm, .. }
             | Self::VmmCrashed { .. }
             | Self::VmmFailed { .. } => Some(
-                "`msb doctor` checks the VMM; `msb logs --source runtime` has its words".into(),
+                "`msb doctor` checks the VMM; its words are in `msb logs --source runtime` of a \
+                 sandbox that is still there"
+                    .into(),
             ),
             Self::DiskFull { .. } => Some(
                 "make room on the file system that holds MSB_HOME; nothing else was lost".into(),
