@@ -14,7 +14,7 @@ mod runs;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use mkext4::{FsBuilder, InodeHandle, Meta, Options, ROOT};
@@ -171,12 +171,13 @@ fn write_image(
     let layout = builder.seal()?;
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(partial)?;
     file.set_len(size_bytes)?;
-    let mut sink = SparseFile { file };
+    let mut sink = SparseFile::new(file);
     let mut writer = layout.writer(&mut sink)?;
     for (handle, mut content) in contents {
         writer.fill(handle, &mut content)?;
     }
     writer.finish()?;
+    sink.flush()?;
     if options.is_synced {
         sink.file.sync_all()?;
     }
@@ -244,14 +245,42 @@ impl Population<'_> {
     }
 }
 
-/// Writes metadata and data; what is zero stays a hole.
+/// Writes metadata and data; what is zero stays a hole. The formatter hands over single blocks, and a
+/// system call for each would be most of the time that formatting takes.
 struct SparseFile {
     file: File,
+    /// What is to be written next, without a gap, and where.
+    run: Vec<u8>,
+    run_offset: u64,
+}
+
+/// Most of a run that is gathered.
+const RUN_BYTES: usize = 1 << 20;
+
+impl SparseFile {
+    fn new(file: File) -> Self {
+        Self { file, run: Vec::new(), run_offset: 0 }
+    }
+
+    /// Writes what is gathered.
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.run, self.run_offset)?;
+        self.run.clear();
+        Ok(())
+    }
 }
 
 impl mkext4::RegionSink for SparseFile {
     fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        std::os::unix::fs::FileExt::write_all_at(&self.file, bytes, offset)
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Ok(());
+        }
+        if offset != self.run_offset + self.run.len() as u64 || self.run.len() > RUN_BYTES {
+            self.flush()?;
+            self.run_offset = offset;
+        }
+        self.run.extend_from_slice(bytes);
+        Ok(())
     }
 
     fn zeros(&mut self, _offset: u64, _len: u64) -> io::Result<()> {

@@ -45,12 +45,12 @@ impl Report {
     /// Prints the table.
     pub(super) fn show(&self) {
         terminal::result(format_args!("{} in {}, {}", self.scenario, self.unit, self.kernel));
-        terminal::result("   median       min       p95       p99    n  ratio  variant");
+        terminal::result("   median       min       p95       p99    n    ratio  variant");
         let reference = self.variants.first().map_or(f64::NAN, |first| first.quantile(0.5));
         for variant in &self.variants {
             let [median, min, p95, p99] = [0.5, 0.0, 0.95, 0.99].map(|q| variant.quantile(q));
             terminal::result(format_args!(
-                "{median:9.3} {min:9.3} {p95:9.3} {p99:9.3}{:5}{:7.2}  {}",
+                "{median:9.3} {min:9.3} {p95:9.3} {p99:9.3}{:5}{:9.2}  {}",
                 variant.samples.len(),
                 median / reference,
                 variant.name,
