@@ -156,7 +156,8 @@ pub(super) fn pump(
     let packed = work.path().join("initramfs.cpio");
     fs::write(&packed, initramfs::pack_script(busybox, &["sh", "mount", "dd"], &script)?)
         .with_context(|| format!("write {}", packed.display()))?;
-    let mut machine = Machine::start(&Guest::new(kernel, &packed)?, Memory::Anonymous)?;
+    let guest = Guest::new(kernel, &packed)?;
+    let mut machine = Machine::start(&guest, Memory::Anonymous)?;
     machine.hello()?;
     let port = &mut machine.agent;
 
