@@ -7,10 +7,6 @@ use crate::{process::Tool, terminal, tidy, workspace};
 /// Version of the tool that judges dependencies; `--locked` builds it as it was released.
 const DENY: &str = "cargo-deny@0.20.2";
 
-/// Features that only tests and fuzzing enable.
-const TEST_FEATURES: &str = "microsandbox/stop-at-step,microsandbox-agent/fuzz,\
-    microsandbox-image/fuzz,microsandbox-runtime/fuzz";
-
 /// Runs every check; the first that fails ends the run.
 pub(crate) fn run() -> Result<()> {
     tidy::run()?;
@@ -22,7 +18,7 @@ pub(crate) fn run() -> Result<()> {
             "--workspace",
             "--all-targets",
             "--features",
-            TEST_FEATURES,
+            workspace::TEST_FEATURES,
             "--",
             "--deny",
             "warnings",

@@ -6,9 +6,6 @@ use anyhow::{Context as _, Result};
 
 use crate::{cli::FuzzOptions, process::Tool, terminal, workspace};
 
-/// Those with targets.
-const CRATES: [&str; 3] = ["microsandbox-agent", "microsandbox-image", "microsandbox-runtime"];
-
 /// Builds the fuzzer and runs it; fails with the input that broke something.
 pub(crate) fn run(options: &FuzzOptions) -> Result<()> {
     let seed = match options.seed {
@@ -16,12 +13,11 @@ pub(crate) fn run(options: &FuzzOptions) -> Result<()> {
         None => SystemTime::now().duration_since(UNIX_EPOCH).context("read the clock")?.as_secs(),
     };
     terminal::step(format_args!("Fuzzing, {} s for each target, --seed {seed}", options.seconds));
-    CRATES.iter().try_for_each(|name| {
-        Tool::cargo()
-            .args(["test", "--release", "--quiet", "-p", name])
-            .args(["--features", "fuzz", "--test", "fuzz", "--"])
-            .args([options.seconds.to_string(), seed.to_string()])
-            .in_dir(workspace::root())
-            .run()
-    })
+    // In every crate that has targets; with the tests' features they are built already.
+    Tool::cargo()
+        .args(["test", "--release", "--quiet", "--workspace", "--test", "fuzz"])
+        .args(["--features", workspace::TEST_FEATURES, "--"])
+        .args([options.seconds.to_string(), seed.to_string()])
+        .in_dir(workspace::root())
+        .run()
 }

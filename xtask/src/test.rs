@@ -19,7 +19,8 @@ use crate::{
     digest, env, fixtures, one_file,
     process::{self, Tool},
     setup::{self, Installation},
-    terminal, workspace,
+    terminal,
+    workspace::{self, TEST_FEATURES},
 };
 
 /// Programs that tests judge images and disks with.
@@ -34,11 +35,9 @@ const PACKAGES: &[Package] = &[
     Package { name: "python3", provides: "python3" },
 ];
 
-/// Feature with which tests kill processes at a step of their work.
-const STOP_POINTS: &str = "microsandbox/stop-at-step";
-
 /// The tests of sandboxes from end to end: where both VMMs work they are run with each.
-const VM_TESTS: [&str; 4] = ["--package", "microsandbox", "--features", STOP_POINTS];
+const VM_TESTS: [&str; 4] =
+    ["--package", "microsandbox", "--features", "microsandbox/stop-at-step"];
 
 /// Debian's registry server. Installing its package starts a service on port 5000, so its program
 /// is taken out of the package instead.
@@ -56,7 +55,7 @@ pub(crate) fn run(options: &TestOptions) -> Result<()> {
     let mut arguments = options.arguments.clone();
     let everything = arguments.is_empty();
     if everything {
-        arguments.extend(["--workspace", "--features", STOP_POINTS].map(str::to_owned));
+        arguments.extend(["--workspace", "--features", TEST_FEATURES].map(str::to_owned));
     }
     cargo_test(&arguments, &variables, &[])?;
     if !everything {

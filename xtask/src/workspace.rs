@@ -6,6 +6,11 @@ use anyhow::{Context as _, Result};
 
 use crate::{env, process::Tool};
 
+/// Features that only tests and fuzzing enable. Always all of them: with other features cargo builds
+/// whatever depends on them once more.
+pub(crate) const TEST_FEATURES: &str = "microsandbox/stop-at-step,microsandbox-agent/fuzz,\
+    microsandbox-image/fuzz,microsandbox-runtime/fuzz";
+
 /// Root of this checkout.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace root")
