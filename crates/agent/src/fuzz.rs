@@ -116,18 +116,8 @@ fn engine(outbox: &Outbox, reaper: &Rc<Reaper>) -> Rc<Engine> {
 }
 
 fn cat() -> Exec {
-    Exec {
-        program: Program::Path("/bin/cat".into()),
-        args: Vec::new(),
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        stdin: StdinMode::Pipe,
-        terminal: None,
-        rlimits: Vec::new(),
-        timeout_ms: None,
-        window: WINDOW,
-    }
+    let program = Program::Path("/bin/cat".into());
+    Exec { stdin: StdinMode::Pipe, window: WINDOW, ..Exec::new(program) }
 }
 
 /// The kinds that were answered, after a look at how much came.

@@ -13,7 +13,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::code::code;
+use crate::{DEFAULT_WINDOW_BYTES, code::code};
 
 /// Run a command on this stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,24 @@ pub struct Exec {
     pub timeout_ms: Option<u64>,
     /// Output bytes the client takes before it grants more.
     pub window: u32,
+}
+
+impl Exec {
+    /// The program alone: no arguments, no input, and all else as the sandbox has it.
+    pub const fn new(program: Program) -> Self {
+        Self {
+            program,
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: None,
+            user: None,
+            stdin: StdinMode::Null,
+            terminal: None,
+            rlimits: Vec::new(),
+            timeout_ms: None,
+            window: DEFAULT_WINDOW_BYTES,
+        }
+    }
 }
 
 /// Run a command on this stream, within limits that hold for it and all its descendants together.

@@ -509,8 +509,7 @@ impl StdinWriter {
 #[cfg(test)]
 mod tests {
     use microsandbox_protocol::{
-        BootTimings, ExecDefaults, ExecLimits, ExitStatus, FileOperation, JobOperation, PathBytes,
-        StdinMode, Usage,
+        BootTimings, ExecLimits, ExitStatus, FileOperation, JobOperation, PathBytes, Usage,
     };
 
     use super::*;
@@ -532,19 +531,7 @@ mod tests {
     }
 
     fn exec() -> Exec {
-        let ExecDefaults { env, cwd, user } = ExecDefaults::default();
-        Exec {
-            program: Program::Path("true".into()),
-            args: Vec::new(),
-            env,
-            cwd,
-            user,
-            stdin: StdinMode::Null,
-            terminal: None,
-            rlimits: Vec::new(),
-            timeout_ms: None,
-            window: 1024,
-        }
+        Exec { window: 1024, ..Exec::new(Program::Path("true".into())) }
     }
 
     #[tokio::test]

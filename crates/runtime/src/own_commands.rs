@@ -1,6 +1,6 @@
 //! Commands that the host runs for itself.
 
-use microsandbox_protocol::{DEFAULT_WINDOW_BYTES, Exec, Program, StdinMode};
+use microsandbox_protocol::{Exec, Program};
 
 /// What a sandbox runs, as root and before anything else is run for a client, when it is a copy of
 /// another: it makes anew what two machines must not share, such as host keys of a secure shell. One that
@@ -22,16 +22,5 @@ pub(crate) fn clone_hook() -> Exec {
 }
 
 fn command(program: Program) -> Exec {
-    Exec {
-        program,
-        args: Vec::new(),
-        env: Vec::new(),
-        cwd: Some("/".into()),
-        user: Some("0:0".into()),
-        stdin: StdinMode::Null,
-        terminal: None,
-        rlimits: Vec::new(),
-        timeout_ms: None,
-        window: DEFAULT_WINDOW_BYTES,
-    }
+    Exec { cwd: Some("/".into()), user: Some("0:0".into()), ..Exec::new(program) }
 }

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use microsandbox_protocol::{
-    Bootstrap, Credit, DEFAULT_WINDOW_BYTES, Disk, Exec, ExecDefaults, ExecExited, ExecFailed,
-    ExecStarted, FLAG_END, Frame, FrameDecoder, Hello, Kind, Message, Program, Ready, Root,
-    StdinMode, StreamId, Timestamp, Upper,
+    Bootstrap, Credit, Disk, Exec, ExecDefaults, ExecExited, ExecFailed, ExecStarted, FLAG_END,
+    Frame, FrameDecoder, Hello, Kind, Message, Program, Ready, Root, StreamId, Timestamp, Upper,
 };
 
 /// A frame that does not come within this time fails the test instead of hanging it.
@@ -203,15 +202,7 @@ pub(crate) fn shell(script: &str) -> Exec {
 /// A command without input.
 pub(crate) fn command(program: &str, args: &[&str]) -> Exec {
     Exec {
-        program: Program::Path(program.into()),
         args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        stdin: StdinMode::Null,
-        terminal: None,
-        rlimits: Vec::new(),
-        timeout_ms: None,
-        window: DEFAULT_WINDOW_BYTES,
+        ..Exec::new(Program::Path(program.into()))
     }
 }

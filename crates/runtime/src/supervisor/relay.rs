@@ -460,7 +460,7 @@ pub(super) fn owner(stream: StreamId) -> ClientId {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use microsandbox_protocol::{Program, StdinMode};
+    use microsandbox_protocol::Program;
     use proptest::prelude::*;
 
     use super::*;
@@ -475,19 +475,7 @@ mod tests {
     }
 
     fn exec(stream: StreamId, window: u32) -> Frame {
-        let exec = Exec {
-            program: Program::Path("true".into()),
-            args: Vec::new(),
-            env: Vec::new(),
-            cwd: None,
-            user: None,
-            stdin: StdinMode::Null,
-            terminal: None,
-            rlimits: Vec::new(),
-            timeout_ms: None,
-            window,
-        };
-        exec.to_frame(stream)
+        Exec { window, ..Exec::new(Program::Path("true".into())) }.to_frame(stream)
     }
 
     fn bulk(stream: StreamId, kind: Kind, len: usize) -> Frame {

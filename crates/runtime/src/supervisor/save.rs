@@ -80,17 +80,19 @@ pub(super) async fn save(mut order: SaveOrder) -> Result<Duration, Unsaved> {
     let still = order.go_on(saved.is_ok()).await;
     let sealed = match (saved, still) {
         (Ok((began, stored)), Ok(until)) => {
-            let shape = order.shape.clone();
-            let sealed = spawn_blocking(move || stored.seal(shape)).await;
-            let sealed = sealed.map_err(|error| Unsaved::from(error.to_string()));
-            sealed
-                .and_then(|sealed| sealed.map_err(|error| not_written(&error)))
-                .map(|_| until.duration_since(began))
+            seal(stored, order.shape.clone()).await.map(|()| until.duration_since(began))
         }
         (Err(why), _) => Err(why),
         (Ok(_), Err(why)) => Err(why.into()),
     };
     sealed.inspect_err(|_| remove(&order.into))
+}
+
+/// Makes a checkpoint of what was stored, while the guest goes on.
+async fn seal(stored: StoredVm, shape: Shape) -> Result<(), Unsaved> {
+    let sealed = spawn_blocking(move || stored.seal(shape)).await;
+    let sealed = sealed.map_err(|error| error.to_string())?;
+    sealed.map(drop).map_err(|error| not_written(&error))
 }
 
 /// Removes a saved machine that nobody took away.

@@ -18,7 +18,7 @@ use microsandbox_runtime::{
     Accel, AgentClient, Belongings, ColdReason, DeviceSockets, Devices, DiskFormat, DiskSpec,
     ExecUpdate, LaunchConfig, MacAddress, NetSpec, Origin, SandboxDir, SandboxLock, SelectedVmm,
     ShareSpec, TemplateLimits, Templates, VmmKind, launch, own_program,
-    wire::{DEFAULT_WINDOW_BYTES, Exec, ExitStatus, Program, StdinMode},
+    wire::{Exec, ExitStatus, Program},
 };
 use tempfile::TempDir;
 
@@ -121,16 +121,11 @@ fn run(command: &mut Command) -> Result<()> {
 
 async fn shell(client: &AgentClient, command: &str) -> Result<String> {
     let exec = Exec {
-        program: Program::Path("/bin/sh".into()),
         args: vec!["-c".into(), command.into()],
         env: vec![("PATH".into(), "/bin".into())],
         cwd: Some("/".into()),
         user: Some("0:0".into()),
-        stdin: StdinMode::Null,
-        terminal: None,
-        rlimits: Vec::new(),
-        timeout_ms: None,
-        window: DEFAULT_WINDOW_BYTES,
+        ..Exec::new(Program::Path("/bin/sh".into()))
     };
     let mut stream = client.exec(&exec)?;
     let mut printed = Vec::new();
