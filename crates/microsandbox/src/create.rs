@@ -283,10 +283,10 @@ pub(crate) async fn start(
         return Err(MicrosandboxError::SandboxNotFound(row.name.clone()));
     }
     step::reached("start.locked");
-    let from = match config.snapshot.is_some() && dir.run_record()?.is_none() {
-        // It was defined to begin with another's disk, and this is its first start.
-        true => StartingPoint::OthersDisk,
-        false => StartingPoint::OwnDisk,
+    let from = match config.snapshot {
+        // It was defined to begin with another's disk, and has not become a machine of its own yet.
+        Some(_) if !history::has_begun(&catalogue, row, &dir).await? => StartingPoint::OthersDisk,
+        _ => StartingPoint::OwnDisk,
     };
     // This run's records will take the place of the last one's.
     history::keep(&catalogue, row, &dir, &lock).await?;

@@ -55,6 +55,22 @@ pub(crate) async fn keep(
     Ok(())
 }
 
+/// Whether the sandbox has taken commands in the run that its records are of, or may have in an earlier
+/// one: all that is known of those is how they ended.
+pub(crate) async fn has_begun(
+    catalogue: &Catalogue,
+    row: &SandboxRow,
+    dir: &SandboxDir,
+) -> MicrosandboxResult<bool> {
+    if dir.run_record()?.is_some_and(|run| run.ready_at.is_some()) {
+        return Ok(true);
+    }
+    let mut earlier = catalogue.runs_of(&row.name).await?;
+    earlier.retain(|run| run.sandbox_id == Some(row.id));
+    let ends = earlier.iter().map(exit_record).collect::<MicrosandboxResult<Vec<_>>>()?;
+    Ok(ends.iter().any(|end| !matches!(end.reason, EndReason::BootFailed { .. })))
+}
+
 /// The runs of a name, or of all.
 pub(crate) async fn of(home: &Home, name: Option<&str>) -> MicrosandboxResult<Vec<PastRun>> {
     let Some(catalogue) = home.existing_catalogue()? else { return Ok(Vec::new()) };

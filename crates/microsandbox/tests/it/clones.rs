@@ -77,6 +77,14 @@ async fn failing_hook() -> Result<()> {
     let child = Sandbox::get("hooked-child").await;
     ensure!(matches!(child, Err(MicrosandboxError::SandboxNotFound(_))), "{child:?}");
     ensure!(parent.shell("echo alive").await?.stdout()? == "alive\n");
+    // One that was defined stays, and its hook is not got round by starting it again.
+    parent.stop().await?;
+    Sandbox::get("hooked").await?.snapshot("hooked-disk").await?;
+    Sandbox::builder("hooked-later").from_snapshot("hooked-disk").define().await?;
+    for _ in 0..3 {
+        let failed = Sandbox::start("hooked-later").await.err().context("the hook fails")?;
+        ensure!(failed.to_string().contains("no keys"), "{failed}");
+    }
     Ok(())
 }
 
