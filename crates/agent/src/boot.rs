@@ -38,9 +38,9 @@ pub(crate) fn become_sandbox(bootstrap: &Bootstrap) -> Step<(OwnedFd, Identity)>
     identity::seed(&bootstrap.entropy)?;
     set_clock(bootstrap.wall_clock)?;
     let upper = root::mount(&bootstrap.root)?;
-    let ours = identity::files_left_open(Path::new(root::LOWER));
+    let open = identity::files_left_open(Path::new(root::LOWER));
     root::switch()?;
-    let identity = Identity::assume(&bootstrap.hostname, &ours, bootstrap.is_clone)?;
+    let identity = Identity::assume(&bootstrap.hostname, &open, bootstrap.is_clone)?;
     make_working_directory(&bootstrap.defaults);
     Ok((upper, identity))
 }

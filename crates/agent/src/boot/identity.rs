@@ -41,27 +41,25 @@ pub(crate) fn set_clock(now: Timestamp) -> Step<()> {
 #[derive(Debug)]
 pub(crate) struct Identity {
     hostname: String,
-    /// Files that the agent wrote, because the image has none, with their content.
+    /// Files that the agent wrote, because the image leaves them open, with their content.
     files: Vec<(&'static str, String)>,
 }
 
 impl Identity {
-    /// Takes on the name, and sees to the files that tell it. `ours` are those that the image leaves
-    /// open ([`files_left_open`]).
+    /// Takes on the name, and sees to the files that tell it, those that are `open`.
     ///
-    /// What is missing or empty is written. In a clone what an agent wrote for the other machine is
-    /// written anew.
-    pub(super) fn assume(hostname: &str, ours: &[&'static str], is_clone: bool) -> Step<Self> {
+    /// One that is as in the image, missing or empty is written. In a clone what an agent wrote for the
+    /// other machine is written anew.
+    pub(super) fn assume(hostname: &str, open: &[OpenFile], is_clone: bool) -> Step<Self> {
         sethostname(hostname).map_err(failed(BootStage::Identity, hostname))?;
         let earlier = earlier_files();
         let mut files = Vec::new();
-        for (path, content) in
-            files_of(hostname)?.into_iter().filter(|(path, _)| ours.contains(path))
-        {
+        for (path, content) in files_of(hostname)? {
+            let Some(open) = open.iter().find(|open| open.path == path) else { continue };
             let written = earlier.iter().find(|(known, _)| *known == path);
-            match written {
+            match written.filter(|(_, content)| *content != open.of_image) {
                 Some((_, content)) if !is_clone => files.push((path, content.clone())),
-                None if !is_unset(Path::new(path)) => {}
+                None if !open.is_as_in_image() => {}
                 _ => {
                     write(path, &content)?;
                     files.push((path, content));
@@ -107,10 +105,32 @@ fn overwrite(path: &str, content: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The files of an identity that an image says nothing in, seen at the place where it is mounted.
-pub(super) fn files_left_open(image: &Path) -> Vec<&'static str> {
-    let unset = |path: &&str| is_unset(&image.join(path.trim_start_matches('/')));
-    [HOSTNAME, HOSTS, MACHINE_ID].into_iter().filter(unset).collect()
+/// A file of an identity that is not the image's to say.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    path: &'static str,
+    /// What the image has there.
+    of_image: String,
+}
+
+impl OpenFile {
+    /// Whether nobody has put anything else there.
+    fn is_as_in_image(&self) -> bool {
+        let path = Path::new(self.path);
+        is_unset(path) || fs::read_to_string(path).is_ok_and(|now| now == self.of_image)
+    }
+}
+
+/// Those of an image, seen at the place where it is mounted: what it says nothing in, and its host name,
+/// which is of the machine that it was made on, if of any.
+pub(super) fn files_left_open(image: &Path) -> Vec<OpenFile> {
+    let open = |path: &'static str| {
+        let at = image.join(path.trim_start_matches('/'));
+        let is_file = fs::symlink_metadata(&at).is_ok_and(|data| data.is_file());
+        let is_open = is_unset(&at) || path == HOSTNAME && is_file;
+        is_open.then(|| OpenFile { path, of_image: fs::read_to_string(&at).unwrap_or_default() })
+    };
+    [HOSTNAME, HOSTS, MACHINE_ID].into_iter().filter_map(open).collect()
 }
 
 const HOSTNAME: &str = "/etc/hostname";

@@ -9,7 +9,7 @@ mod stored;
 /// Commands on snapshots.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Take a snapshot of a stopped sandbox.
+    /// Take a snapshot of a sandbox.
     Create(create::Args),
     /// List snapshots.
     #[command(visible_alias = "list")]

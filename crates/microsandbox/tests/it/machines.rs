@@ -285,6 +285,8 @@ async fn python() -> Result<()> {
     let layout = PathBuf::from(layout).join("debian-py");
     Image::load(&layout, Some("debian-py"), Arc::new(|_: PullProgress| {})).await?;
     let original = Sandbox::builder("py").image("debian-py").memory(256).create().await?;
+    // The image has the name of the machine that it was made on.
+    ensure!(original.shell("cat /etc/hostname").await?.stdout()? == "py\n");
     original.exec_detached("python3", ["-c", PYTHON_KEEPER]).await?;
     eventually("the keeper", async || Ok(told(&original).await.is_ok())).await?;
     let before = told(&original).await?;
