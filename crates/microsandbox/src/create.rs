@@ -17,6 +17,7 @@ use microsandbox_runtime::{
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
+    time::sleep,
 };
 
 use crate::{
@@ -44,8 +45,11 @@ pub(crate) enum Mode {
 /// Longest boot. Emulated on a busy machine it takes seconds; what takes minutes does not come.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Longest wait for a name that is neither free nor in the catalogue, which takes milliseconds.
+/// Longest wait for a name that nobody has for good and that is not free, which takes milliseconds.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a name is looked at whose owner is only just coming, or is going: no event tells which.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 const RANDOM: &str = "/dev/urandom";
 
@@ -235,7 +239,7 @@ async fn define(
     let dir = home.sandbox_dir(&config.name)?;
     let lock = match config.replace_existing {
         true => replace(home, &catalogue, &dir, &config).await?,
-        false => claim(&catalogue, &dir, &config.name).await?,
+        false => claim(home, &catalogue, &dir, &config.name).await?,
     };
     half_made.made_dir(dir.clone(), lock.mark(&dir.lock_path())?);
     step::reached("create.claimed");
@@ -353,16 +357,24 @@ async fn boot(
 /// Takes a name that nobody has.
 ///
 /// Somebody may hold its directory and it still be free: a command that clears away what another has
-/// left. Who creates a sandbox of that name has it in the catalogue soon; until then it is not known.
+/// left. Who creates a sandbox of that name has it in the catalogue soon; until then it is not known. Its
+/// row is there from then on, and stays for a moment when that one dies.
 async fn claim(
+    home: &Home,
     catalogue: &Catalogue,
     dir: &SandboxDir,
     name: &str,
 ) -> MicrosandboxResult<SandboxLock> {
     let deadline = Instant::now() + CLAIM_TIMEOUT;
     loop {
-        if catalogue.sandbox(name).await?.is_some() {
-            return Err(MicrosandboxError::SandboxAlreadyExists(name.to_owned()));
+        if let Some(row) = catalogue.sandbox(name).await? {
+            let may_go = row.ephemeral && !dir.has_supervisor()?;
+            if !may_go || Instant::now() >= deadline {
+                return Err(MicrosandboxError::SandboxAlreadyExists(name.to_owned()));
+            }
+            sleep(LOOK_AGAIN).await;
+            heal(home, catalogue).await;
+            continue;
         }
         let lock = match dir.create_locked() {
             Err(microsandbox_runtime::Error::Locked { .. }) if Instant::now() < deadline => {
@@ -405,7 +417,7 @@ async fn replace(
             Err(MicrosandboxError::SandboxNotFound(_)) => {}
             Err(error) => return Err(error),
         }
-        match claim(catalogue, dir, &config.name).await {
+        match claim(home, catalogue, dir, &config.name).await {
             Err(MicrosandboxError::SandboxAlreadyExists(_)) => {
                 let dir = dir.clone();
                 on_thread("end-supervisor", move || dir.end_supervisor()).await?;

@@ -187,6 +187,14 @@ impl SandboxDir {
         Ok(())
     }
 
+    /// Whether a supervisor is at a run that is on record. One that was only just launched is not yet.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the records cannot be read.
+    pub fn has_supervisor(&self) -> Result<bool> {
+        Ok(self.supervisor()?.is_some())
+    }
+
     /// The supervisor of the run that is on record, unless that is over. Records outlive their runs and
     /// process ids come again: it must also call itself what a supervisor is called.
     fn supervisor(&self) -> Result<Option<Pid>> {
