@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result};
 
 use crate::{env, process::Tool};
 
-/// Features that only tests and fuzzing enable. Always all of them: with other features cargo builds
-/// whatever depends on them once more.
+/// Features that only tests and fuzzing enable: all of them wherever the whole workspace is built for
+/// either, else cargo builds whatever depends on them once more.
 pub(crate) const TEST_FEATURES: &str = "microsandbox/stop-at-step,microsandbox-agent/fuzz,\
     microsandbox-image/fuzz,microsandbox-runtime/fuzz";
 

@@ -65,10 +65,13 @@ pub(crate) async fn has_begun(
     if dir.run_record()?.is_some_and(|run| run.ready_at.is_some()) {
         return Ok(true);
     }
-    let mut earlier = catalogue.runs_of(&row.name).await?;
-    earlier.retain(|run| run.sandbox_id == Some(row.id));
-    let ends = earlier.iter().map(exit_record).collect::<MicrosandboxResult<Vec<_>>>()?;
-    Ok(ends.iter().any(|end| !matches!(end.reason, EndReason::BootFailed { .. })))
+    let runs = catalogue.runs_of(&row.name).await?;
+    for run in runs.iter().filter(|run| run.sandbox_id == Some(row.id)) {
+        if !matches!(exit_record(run)?.reason, EndReason::BootFailed { .. }) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The runs of a name, or of all.

@@ -20,13 +20,15 @@ mod shape;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 use microsandbox_snapshot::{Digest, clone_file};
 use serde::{Deserialize, Serialize};
+
+use crate::host_usage::bytes_on_disk;
 
 pub use error::CheckpointError;
 pub use shape::Shape;
@@ -108,9 +110,8 @@ impl Checkpoint {
 
     /// Bytes that its files take on the disk of the host.
     pub fn size_bytes(&self) -> u64 {
-        // The writable disk is mostly holes.
-        let upper = fs::metadata(self.dir.join(UPPER)).map_or(0, |file| file.blocks() * 512);
-        self.manifest.memory.stored_bytes() + self.manifest.devices.size_bytes + upper
+        let Manifest { memory, devices, .. } = &self.manifest;
+        memory.stored_bytes() + devices.size_bytes + bytes_on_disk(&self.dir.join(UPPER))
     }
 
     /// Fills a machine's memory, all zeros before, and checks what it is filled with. Blocks.

@@ -1,6 +1,6 @@
 //! What the processes of a sandbox take of the host, read from `/proc` when somebody asks.
 
-use std::{fs, os::unix::fs::MetadataExt, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use crate::{Result, SandboxDir};
 
@@ -35,13 +35,17 @@ impl SandboxDir {
             return Ok(None);
         }
         let ticks: u64 = used.iter().map(|(_, ticks)| ticks).sum();
-        let disk = fs::metadata(self.upper_path()).map_or(0, |meta| meta.blocks() * BLOCK_BYTES);
         Ok(Some(HostUsage {
             memory_bytes: used.iter().map(|(bytes, _)| bytes).sum(),
             cpu: Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND),
-            disk_bytes: disk,
+            disk_bytes: bytes_on_disk(&self.upper_path()),
         }))
     }
+}
+
+/// Bytes that a file takes, its holes left out; 0 where there is none.
+pub(crate) fn bytes_on_disk(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |meta| meta.blocks() * BLOCK_BYTES)
 }
 
 /// Resident bytes and processor ticks of a process (`proc_pid_status(5)`, `proc_pid_stat(5)`).

@@ -67,11 +67,12 @@ async fn make(
 ) -> MicrosandboxResult<()> {
     let at_once = thread::available_parallelism().map_or(1, NonZero::get);
     let starts = definitions.map(|child| create::create_unkept(child, other.clone().into()));
-    let started: Vec<_> = stream::iter(starts).buffered(at_once).collect().await;
+    let mut starts = stream::iter(starts).buffered(at_once);
     let mut ids: Vec<SandboxId> = Vec::new();
     let mut failed = None;
-    for start in started {
-        match start {
+    // To the end, so that no child of a fork that fails is still coming when the others are taken back.
+    while let Some(started) = starts.next().await {
+        match started {
             Ok((child, id)) => {
                 children.push(child);
                 ids.push(id);
@@ -79,7 +80,9 @@ async fn make(
             Err(error) => failed = failed.or(Some(error)),
         }
     }
-    failed.map_or(Ok(()), Err)?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
     step::reached("fork.children");
     home.catalogue().await?.keep_sandboxes(&ids).await?;
     step::reached("fork.kept");

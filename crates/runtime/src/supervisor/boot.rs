@@ -64,10 +64,11 @@ pub(super) enum Beginning<'a> {
 }
 
 impl Beginning<'_> {
-    /// Whether the machine has passed a [`self_test`] and nothing was run in it since. Its memory is checked to
-    /// be the one that passed; a second test takes longer than all the rest of such a start.
-    const fn has_run_a_command(self) -> bool {
-        matches!(self, Self::ImageTemplate(_))
+    /// Whether the machine has yet to pass a [`self_test`]. That of an image's template has passed one, and
+    /// nothing was run in it since: its memory is checked to be the one that passed, and a second test would
+    /// take longer than all the rest of such a start.
+    const fn needs_self_test(self) -> bool {
+        !matches!(self, Self::ImageTemplate(_))
     }
 }
 
@@ -139,14 +140,13 @@ async fn bring_up(
             machine.agent.send(Rebirth { wall_clock, entropy, hostname }.to_frame(0));
         }
     }
-    let is_proven = beginning.has_run_a_command();
-    if !is_proven {
+    if beginning.needs_self_test() {
         // Behind it at once: the agent keeps it until it is ready, which saves a round trip.
         machine.agent.send(self_test().to_frame(OWN_STREAM));
     }
     let ready = machine.ready(deadline).await?;
     times.agent_ready_us = elapsed_us(config);
-    if !is_proven {
+    if beginning.needs_self_test() {
         machine.pass_self_test(deadline).await?;
     }
     if config.from.is_clone() {
